@@ -1,1 +1,84 @@
-"""fbcache."""
+"""fbcache: more Python objects alive than fit in memory.
+
+The map of the house, from the street to the cellar; each room imports only from rooms below it:
+
+``cli``, ``demo``
+    what people start from a terminal
+``pool``
+    ``FBPool``: names, and the public face; decides nothing itself
+``engine``
+    the parts of a pool put together, and how it ends: close, collection, exit, fork
+``handle``, ``leash``, ``guard``
+    ``Fb``, and the guards that ``with`` and ``async with`` enter
+``audit``
+    every counter counted anew: to check, and to mend what an interrupt tore
+``residency``
+    the budget: who stays, who is written ahead, who leaves, who waits; does no I/O
+``spill``, ``workers``
+    the acts, outside the lock, and the threads that do them
+``keys``, ``entry``
+    one value's life: key, states, lock
+``waiting``, ``lru``, ``freezing``, ``sizeof``, ``stats``, ``memory``
+    waiting in threads and tasks, orders of eviction, read-only values, sizes, figures, limits
+``store``
+    blobs by key: files, maps, sessions, and the one seam for system calls
+``codec``
+    values to frames and back
+``errors``
+    everything that is raised
+"""
+
+from fbcache.codec import MsgpackCodec, register
+from fbcache.codec.frames import Frames
+from fbcache.entry import State
+from fbcache.errors import (
+    CorruptBlobError,
+    DeadlockError,
+    DiskFullError,
+    FBCacheError,
+    FBCacheWarning,
+    ForkedPoolError,
+    InternalError,
+    PickleRefusedError,
+    PoolClosedError,
+    PutTimeoutError,
+    StaleKeyError,
+    StorageError,
+    UnsupportedTypeError,
+)
+from fbcache.guard import ReadGuard, WriteGuard
+from fbcache.handle import Fb
+from fbcache.pool import FBPool
+from fbcache.stats import PoolStats
+from fbcache.store.files import FileStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # the pool, its handles and guards
+    "FBPool",
+    "Fb",
+    "ReadGuard",
+    "WriteGuard",
+    "State",
+    "PoolStats",
+    # how values become frames, and where those go
+    "MsgpackCodec",
+    "Frames",
+    "register",
+    "FileStore",
+    # errors
+    "FBCacheError",
+    "FBCacheWarning",
+    "StaleKeyError",
+    "DeadlockError",
+    "PoolClosedError",
+    "ForkedPoolError",
+    "UnsupportedTypeError",
+    "PickleRefusedError",
+    "StorageError",
+    "DiskFullError",
+    "PutTimeoutError",
+    "CorruptBlobError",
+    "InternalError",
+]

@@ -1,0 +1,210 @@
+"""The pool's books: its one lock, its counters, and who owns what.
+
+Guarantees
+----------
+- No value dies, and no future is answered, while the lock is held (invariant 5).
+- A finalizer appends to ``lost_handles`` or ``lost_guards`` and does nothing else (invariant 7).
+- An entry that nobody owns, holds or waits for is dropped, with its share of a blob.
+
+The lock
+--------
+``lock`` is the only lock of a pool. It guards every field here and in the classes below, every entry
+and every order of eviction. It is reentrant, because the garbage collector may run a program's
+finalizer, and that may call the pool, at any allocation made under it.
+
+Decisions run through :meth:`Books.run`, which raises a flag, ``torn``, for as long as one is under
+way. A KeyboardInterrupt, or any exception thrown in from outside, leaves it raised; the next
+decision then recounts everything from the entries (:mod:`fbcache.audit`) before it goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import RLock
+from typing import Any, ParamSpec, TypeVar
+
+from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
+from fbcache.errors import FBCacheError, PoolClosedError
+from fbcache.keys import KeyIndex
+from fbcache.waiting import Hold
+from fbcache.workers import Workers
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Books:
+    """Entries, counters, and the frame in which every decision is made."""
+
+    def __init__(self, workers: Workers, mend: Callable[[Any], None]) -> None:
+        self.lock: Any = RLock()
+        self.torn = False
+        self.closed = False
+        self.entries: set[Entry] = set()
+        self.ending: set[Entry] = set()  # dropped while their blob was being written
+        self.ghosts: set[Entry] = set()  # evicted, and still referred to by the program
+        self.keys = KeyIndex()
+        self.resident_bytes = 0
+        self.pinned_bytes = 0
+        self.background_error: BaseException | None = None
+        # Appended to by finalizers.
+        self.lost_handles: deque[Entry] = deque()
+        self.lost_guards: deque[Hold] = deque()
+        # Dealt with after the lock is released.
+        self._garbage: deque[tuple[Entry, Any]] = deque()
+        self._answers: deque[tuple[Future[None], BaseException | None]] = deque()
+        # Blobs that nobody needs.
+        self._deletions: deque[Token] = deque()
+        self.deleting_count = 0
+        self.delete_job: Callable[[], None] = _nothing
+        self._workers = workers
+        self._mend = mend
+        self.hits = self.misses = self.loads = self.spills = 0
+        self.evictions = self.clean_evictions = 0
+        self.bytes_written = self.bytes_read = 0
+        self.stalls = self.errors = 0
+        self.stall_seconds = 0.0
+
+    # ----------------------------------------------------------------------- the frame
+
+    def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Decide something: call ``act`` under the lock, then let values die outside it."""
+        try:
+            with self.lock:
+                if self.torn:
+                    self._mend(self)
+                self.torn = True
+                try:
+                    self._reap()
+                    result = act(*args, **kwargs)
+                    self._let_in()
+                except (FBCacheError, KeyError):  # said by a decision itself, between two changes
+                    self.torn = False
+                    raise
+                self.torn = False
+        finally:
+            if self._garbage or self._answers:
+                self._clear()
+        return result
+
+    def _let_in(self) -> None:
+        """Let those go on who wait for what this decision has brought about."""
+        raise NotImplementedError
+
+    def _clear(self) -> None:
+        while self._answers:
+            try:
+                future, error = self._answers.popleft()
+            except IndexError:  # another thread was faster
+                break
+            _answer(future, error)
+        while self._garbage:
+            try:
+                entry, value = self._garbage.popleft()
+            except IndexError:
+                break
+            del value
+            ghost = entry.ghost
+            if ghost is not None and not ghost.alive:
+                self.ghosts.discard(entry)
+                entry.ghost = None
+
+    def check_open(self) -> None:
+        """Raise PoolClosedError after ``close()``."""
+        if self.closed:
+            raise PoolClosedError("the pool was closed; make a new FBPool")
+
+    # ----------------------------------------------------------------------- ownership
+
+    def reap(self) -> None:
+        """Drop what finalizers have reported; a job for the workers."""
+        self.run(_nothing)
+
+    def _reap(self) -> None:
+        while self.lost_handles:
+            # Subscripts instead of popleft: no call, so no interrupt can come between.
+            entry = self.lost_handles[0]
+            entry.handles -= 1
+            del self.lost_handles[0]
+            self.disown(entry)
+        while self.lost_guards:
+            hold = self.lost_guards[0]
+            del self.lost_guards[0]
+            hold.withdraw()
+
+    def disown(self, entry: Entry) -> None:
+        """Drop ``entry`` if no name, handle, guard or waiter has it."""
+        if entry.owned or entry not in self.entries:
+            return
+        if entry.held or entry.waiters is not None:
+            if entry.order is not None:  # the last guard's exit looks closer where there is none
+                entry.order.remove(entry)
+            return
+        self.drop(entry)
+
+    def drop(self, entry: Entry) -> None:
+        """End the entry's life. Its value dies and its blob is deleted in the background."""
+        state = next_state(entry.state, Event.DROP)
+        former = entry.state
+        if entry.order is not None:
+            entry.order.remove(entry)
+        entry.state = state
+        self.entries.discard(entry)
+        self.ghosts.discard(entry)
+        if entry.key is not None and entry.exposed:
+            self.keys.forget(entry.key)
+        if entry.held and former in IN_MEMORY:  # at close() only
+            self.pinned_bytes -= entry.nbytes
+        if former is State.WRITING:  # the value takes memory until the write ends
+            self.ending.add(entry)
+        elif former in IN_MEMORY:
+            self.resident_bytes -= entry.nbytes
+        self._garbage.append((entry, entry.value))
+        entry.value = MISSING
+        self.release(entry)
+        self._answer(entry, PoolClosedError("the pool was closed") if self.closed else None)
+        self.wake_watchers(entry)
+
+    def release(self, entry: Entry) -> None:
+        """Give up the entry's share of its blob."""
+        token = entry.token
+        if token is not None:
+            entry.token = None
+            self.release_token(token)
+
+    def release_token(self, token: Token) -> None:
+        """Give up one share of a blob; with the last one it is deleted in the background."""
+        token.shares -= 1
+        if token.shares == 0 and not self.closed:
+            self.deleting_count += 1
+            self._deletions.append(token)
+            self._workers.submit(self.delete_job)
+
+    def _answer(self, entry: Entry, error: BaseException | None) -> None:
+        requests = entry.requests
+        if requests is not None:
+            entry.requests = None
+            self._answers.extend((future, error) for future in requests)
+
+    def wake_watchers(self, entry: Entry) -> None:
+        """Let those go on who waited for a load."""
+        watchers = entry.watchers
+        if watchers is not None:
+            entry.watchers = None
+            for waiter in watchers:
+                waiter.wake()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _answer(future: Future[None], error: BaseException | None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

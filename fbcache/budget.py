@@ -1,0 +1,310 @@
+"""The budget: who stays, who is written ahead, who leaves, who waits.
+
+Guarantees
+----------
+- Resident bytes stay within the budget, plus what guards pin, plus one value per loading
+  thread and the value being put (invariant 3). What cannot be encoded counts as pinned.
+- Nothing waits here, and no file is touched: a decision returns what is to be waited for.
+- Whoever waits for room is let in in the order of asking.
+
+Where an unpinned value in memory is
+------------------------------------
+``policy`` (it may stay) -> ``queued`` (to be written; one job on the workers for each) -> being
+written (in no order) -> ``clean`` (to be dropped as soon as room is needed). A hit on the way
+brings it back to the front of ``policy``. A pinned entry that comes up for eviction is taken out of
+its order, and put back at the front when the last guard leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from fbcache.books import Books
+from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, next_state
+from fbcache.freezing import Ghost
+from fbcache.lru import Chain, Policy
+from fbcache.waiting import Waiter
+from fbcache.workers import Workers
+
+#: Most bytes kept free or clean ahead of need: at 2 GB/s, a quarter of a second of writing.
+MAX_HEADROOM: Final = 512 << 20
+
+
+class Budget(Books):
+    """Admission and eviction."""
+
+    def __init__(
+        self, budget: int, policy: Policy[Entry], workers: Workers, mend: Callable[[Any], None]
+    ) -> None:
+        super().__init__(workers, mend)
+        self.budget = budget
+        self.headroom = min(budget // 8, MAX_HEADROOM)
+        self.policy = policy
+        self.front = policy.front
+        self.queued: Chain[Entry] = Chain()
+        self.clean: Chain[Entry] = Chain()
+        self.room: deque[Waiter] = deque()
+        self.writing_bytes = 0
+        self.writing_count = 0
+        self.suspended = False  # a write has failed: none is begun before a put needs one
+        self.write_job: Callable[[], None]
+
+    # ----------------------------------------------------------------------- admission
+
+    def admit_or_wait(self, entry: Entry) -> Waiter | None:
+        """Let a new value into memory, or return what its ``put`` has to wait for."""
+        self.check_open()
+        if not self.room:
+            self._make_room(entry.nbytes, force=True)
+            if self._fits(entry.nbytes):
+                self.admit(entry)
+                return None
+        waiter = Waiter(entry=entry)
+        self.room.append(waiter)
+        self.stalls += 1
+        return waiter
+
+    def admit(self, entry: Entry) -> None:
+        """Let a value into memory, whether it fits or not."""
+        self.entries.add(entry)
+        self.resident_bytes += entry.nbytes
+        self.policy.add(entry)
+        self._write_ahead()
+
+    def admit_oversize(self, entry: Entry) -> Future[None]:
+        """Let in a value larger than the budget, to be written at once."""
+        self.check_open()
+        self.entries.add(entry)
+        self.resident_bytes += entry.nbytes
+        return self.request_write(entry)
+
+    def give_up_admission(self, entry: Entry) -> None:
+        """Undo what a ``put`` has come to, wherever it was interrupted."""
+        for waiter in self.room:
+            if waiter.entry is entry:
+                self.room.remove(waiter)
+                break
+        self.disown(entry)
+
+    def load_waits(self) -> Waiter | None:
+        """Return what a load has to wait for: only that memory is not over the budget already."""
+        if self.resident_bytes - self.pinned_bytes <= self.budget or self._hopeless():
+            return None
+        self._make_room(0, force=False)
+        if self.resident_bytes - self.pinned_bytes <= self.budget or self._hopeless():
+            return None
+        waiter = Waiter()
+        self.room.append(waiter)
+        self.stalls += 1
+        return waiter
+
+    def _let_in(self) -> None:
+        while self.room:
+            waiter = self.room[0]
+            entry = waiter.entry
+            if entry is None:
+                if self.resident_bytes - self.pinned_bytes > self.budget and not self._hopeless():
+                    return
+            else:
+                self._make_room(entry.nbytes, force=True)
+                if not self._fits(entry.nbytes):
+                    return
+                self.admit(entry)
+            self.room.popleft()
+            waiter.wake()
+
+    def _fits(self, nbytes: int) -> bool:
+        return self.resident_bytes + nbytes <= self.budget or self._hopeless()
+
+    def _hopeless(self) -> bool:
+        """Whether waiting cannot bring room: nothing is being written or about to be."""
+        return not self.queued.count and not self.writing_count
+
+    # ------------------------------------------------------------------------ eviction
+
+    def _make_room(self, nbytes: int, *, force: bool) -> None:
+        """Drop clean values, and queue others for writing, until ``nbytes`` fit or will.
+
+        ``force`` tries to write even after a write has failed.
+        """
+        while self.resident_bytes + nbytes > self.budget:
+            entry = self.clean.first
+            if entry is not None:
+                self.clean.remove(entry)
+                if not entry.held:
+                    self.evict(entry)
+                continue
+            lacking = self.resident_bytes + nbytes - self.budget
+            if self.queued.nbytes + self.writing_bytes >= lacking or (self.suspended and not force):
+                return
+            entry = self._pick()
+            if entry is None:
+                return
+            if entry.state is State.CLEAN:
+                self.evict(entry)
+            else:
+                self._queue(entry)
+
+    def _write_ahead(self) -> None:
+        """Keep the headroom free, clean, or on its way to be clean (invariant 3)."""
+        if self.suspended:
+            return
+        while (
+            self.budget - self.resident_bytes + self.clean.nbytes + self.queued.nbytes + self.writing_bytes
+            < self.headroom
+        ):
+            entry = self._pick()
+            if entry is None:
+                return
+            if entry.state is State.CLEAN:
+                self.clean.push_last(entry)
+            else:
+                self._queue(entry)
+
+    def _pick(self) -> Entry | None:
+        """Take the next unpinned entry from the policy."""
+        while (entry := self.policy.victim()) is not None:
+            # One that is being written comes to the clean ones by itself.
+            if not entry.held and entry.state is not State.WRITING:
+                return entry
+        return None
+
+    def _queue(self, entry: Entry, *, first: bool = False) -> None:
+        if entry.order is not None:
+            entry.order.remove(entry)
+        if first:
+            self.queued.push_first(entry)
+        else:
+            self.queued.push_last(entry)
+        self._workers.submit(self.write_job)
+
+    def evict(self, entry: Entry) -> int:
+        """Drop a clean, unpinned value from memory (invariant 8); return the bytes freed."""
+        if entry.order is not None:
+            entry.order.remove(entry)
+        value = entry.value
+        ghost = Ghost.of(value)
+        state = next_state(entry.state, Event.EVICT)
+        entry.state = state
+        entry.value = MISSING
+        entry.ghost = ghost
+        self.resident_bytes -= entry.nbytes
+        if entry.held:  # a write guard that is about to load it anew
+            self.pinned_bytes -= entry.nbytes
+        if ghost is not None:
+            self.ghosts.add(entry)
+        self.evictions += 1
+        if entry.reloaded:
+            self.clean_evictions += 1
+        self._garbage.append((entry, value))
+        return entry.nbytes
+
+    def touch(self, entry: Entry) -> None:
+        """Note a hit on an entry that is not in the policy's front segment."""
+        if self.policy.owns(entry):
+            self.policy.touch(entry)
+        elif entry.requests is not None or entry.stuck:
+            return  # it is to be written all the same, or to stay whatever comes
+        elif entry.order is not None:
+            entry.order.remove(entry)
+            self.policy.add(entry)
+        elif entry.state is State.WRITING:
+            self.policy.add(entry)
+
+    def request_write(self, entry: Entry) -> Future[None]:
+        """Have the entry's blob written soon; the future ends with it."""
+        future: Future[None] = Future()
+        if entry.token is not None or entry.state is State.DROPPED:
+            self._answers.append((future, None))
+            return future
+        if entry.requests is None:
+            entry.requests = []
+        entry.requests.append(future)
+        if entry.state is State.RESIDENT and entry.writer is None:
+            entry.stuck = False
+            self._queue(entry, first=True)
+        return future
+
+    def correct_size(self, entry: Entry, nbytes: int) -> None:
+        """Give ``entry`` its true size, in whatever order it is."""
+        order = entry.order
+        if order is not None:
+            order.remove(entry)
+        if entry.value is not MISSING or entry.state is State.MUTATING:
+            self.resident_bytes += nbytes - entry.nbytes
+            if entry.held:
+                self.pinned_bytes += nbytes - entry.nbytes
+        entry.nbytes = nbytes
+        if order is self.queued:
+            self.queued.push_first(entry)
+        elif order is self.clean:
+            self.clean.push_first(entry)
+        elif order is not None:
+            self.policy.add(entry)
+
+    def evict_if_possible(self, entry: Entry) -> int:
+        """Drop the value if it is clean and unpinned; return the bytes freed."""
+        if entry.state is not State.CLEAN or entry.held:
+            return 0
+        return self.evict(entry)
+
+    def evictable(self) -> list[Entry]:
+        """Return the unpinned values in memory, next to leave first."""
+        order = [*self.clean, *self.queued, *self.policy]
+        return [entry for entry in order if not entry.held]
+
+    # -------------------------------------------------------------------------- guards
+
+    def pin(self, entry: Entry) -> None:
+        """Count ``entry``, which has just got its first guard, as pinned."""
+        if entry.state in IN_MEMORY:
+            self.pinned_bytes += entry.nbytes
+
+    def unpinned(self, entry: Entry) -> None:
+        """Go on after the last guard has left, its bytes no longer counted as pinned."""
+        if entry.state is State.DROPPED:
+            return
+        entry.hand_over()
+        if entry.held:
+            self.pin(entry)
+            return
+        self.disown(entry)
+        self.settle(entry)
+
+    def settle(self, entry: Entry) -> None:
+        """Find an unpinned entry its place, and come back to the budget."""
+        if entry.order is None and entry.state in (State.RESIDENT, State.CLEAN) and not entry.stuck:
+            if entry.requests is not None:
+                self._queue(entry, first=True)
+            elif entry.nbytes > self.budget:
+                self._leave_soon(entry)
+            else:
+                self.policy.add(entry)
+        if self.resident_bytes > self.budget:
+            self._make_room(0, force=False)
+            if self.resident_bytes > self.budget and entry.state is State.CLEAN:
+                self.evict(entry)
+        self._write_ahead()
+
+    def _leave_soon(self, entry: Entry) -> None:
+        if entry.state is State.CLEAN:
+            self.clean.push_first(entry)
+        else:
+            self._queue(entry)
+
+    def resize(self, budget: int) -> None:
+        """Follow a new budget: evict down to it, or let in who waits."""
+        self.check_open()
+        self.budget = budget
+        self.headroom = min(budget // 8, MAX_HEADROOM)
+        self.policy.resize(budget)
+        self._make_room(0, force=True)
+        self._write_ahead()
+
+    def stalled(self, since: float) -> None:
+        """Count the time that a call has waited."""
+        self.stall_seconds += time.monotonic() - since

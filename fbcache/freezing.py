@@ -1,0 +1,342 @@
+"""Who may write to a value's arrays: the pool takes values over, freezes and thaws them.
+
+Guarantees: the caller's containers are never modified; where an array has to be replaced by a
+copy, the containers on the way to it are made anew, and nothing else. What occurs twice in a value
+still does afterwards, and a value that contains itself is no trouble. No lock is taken.
+
+The containers looked into are exactly ``dict``, ``list`` and ``tuple``; arrays elsewhere are the
+caller's promise.
+
+An array's *owner* is the array at the end of its chain of bases. Whether a view's owner may be
+taken as it is rests on CPython's reference counts: one to which nothing but the value's own views
+refers is in nobody else's hands. A count that is too high, for whatever reason, costs a copy and
+no more. An owner that is frozen already may belong to another entry: it is copied too.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import weakref
+from collections.abc import Collection, Container, Iterable, Iterator
+from typing import Any, Final, Self, TypeAlias
+
+import numpy as np
+
+from fbcache.codec.memory import Array, address, is_dense, raw
+
+#: Arrays that own a value's memory, by id; kept alive, so that an id stays theirs.
+Owners: TypeAlias = dict[int, Array]
+
+_ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
+    """Make a value the pool's own: nobody may write to its arrays any more.
+
+    Arrays that own their memory are frozen, for the caller too; so are views whose owner is in
+    the value as well, or in nobody else's hands and no more than twice as large. Other arrays are
+    copied. A pandas object is copied, lazily where pandas does so.
+
+    Parameters
+    ----------
+    value : object
+        The value. Its containers stay as they are.
+    owned : container of int
+        Ids of owners that are the pool's already, from :func:`thaw`: frozen and never copied.
+
+    Returns
+    -------
+    object
+        The value to keep: the same object, unless some array in it had to be copied. A bare array
+        comes back as a view that can never be made writeable.
+    """
+    if type(value) in _ATOMS:
+        return value
+    if type(value) is np.ndarray:
+        flags = value.flags
+        if flags.owndata and flags.writeable:
+            flags.writeable = False
+            return value.view()
+    replaced = _take_pandas(value)
+    for group in _groups(value):
+        if group.is_free(owned):
+            group.freeze()
+        else:
+            replaced.update((id(array), _frozen_copy(array)) for array in group.arrays)
+    kept = _replace(value, replaced)
+    return kept.view() if type(kept) is np.ndarray and kept.base is None else kept
+
+
+def thaw(value: Any) -> tuple[Any, Owners]:
+    """Make the arrays of a value that was taken over writeable again.
+
+    A bare array comes back as a new view, so that views handed out before stay read-only. Arrays
+    in containers are thawed in place. Those whose memory cannot be written are replaced by
+    copies, in containers made anew.
+
+    Returns
+    -------
+    value : object
+        The value to write to.
+    owners : dict
+        Owners of its memory by id, for :func:`take_over` afterwards. They are kept alive, so that
+        no other array can come by an id of theirs.
+    """
+    owners: Owners = {}
+    if type(value) is np.ndarray:
+        fresh = value.view()
+        return (fresh if _thaw(fresh, owners) else _owned_copy(value, owners)), owners
+    stuck = [array for array in _arrays(value) if not _thaw(array, owners)]
+    return _replace(value, {id(array): _owned_copy(array, owners) for array in stuck}), owners
+
+
+def deep_copy(value: Any) -> Any:
+    """Return an independent copy of a value, of the same types, with writeable arrays.
+
+    Raises
+    ------
+    Exception
+        Whatever ``copy.deepcopy`` raises for what cannot be copied.
+    """
+    if type(value) is np.ndarray and not value.dtype.hasobject:
+        return value.copy(order="K")
+    return copy.deepcopy(value)
+
+
+# ----------------------------------------------------------------------- owners and freezing
+
+
+class _Group:
+    """The arrays of a value that have one owner."""
+
+    __slots__ = ("_owner", "arrays")
+
+    def __init__(self, array: Array) -> None:
+        self._owner = _owner(array)
+        self.arrays = [array]
+
+    def is_free(self, owned: Container[int]) -> bool:
+        """Whether the owner may be frozen as it is, for all of the arrays."""
+        if id(self._owner) in owned:
+            return True
+        flags = self._owner.flags
+        if not (flags.owndata and flags.writeable):
+            return False
+        if not all(_has_own_mask(array, owned) for array in self.arrays):
+            return False
+        return self._is_inside() or self._is_private()
+
+    def freeze(self) -> None:
+        """Make the owner and all of the arrays read-only."""
+        self._owner.setflags(write=False)
+        for array in self.arrays:
+            _freeze(array)
+
+    def references(self) -> int:
+        """How many references there are to the owner, this object's included."""
+        return sys.getrefcount(self._owner)
+
+    def _is_inside(self) -> bool:
+        return any(array is self._owner for array in self.arrays)
+
+    def _is_private(self) -> bool:
+        """Whether nothing else refers to the owner, and keeping all of it wastes no more than half."""
+        return (
+            self.references() == _OWN_REFERENCES + len(self.arrays)
+            and all(array.base is self._owner for array in self.arrays)
+            and 2 * sum(array.nbytes for array in self.arrays) >= self._owner.nbytes
+        )
+
+
+def _groups(value: Any) -> Collection[_Group]:
+    groups: dict[int, _Group] = {}
+    for array in _arrays(value):
+        group = groups.get(id(_owner(array)))
+        if group is None:
+            groups[id(_owner(array))] = _Group(array)
+        else:
+            group.arrays.append(array)
+    return groups.values()
+
+
+def _owner(array: Array) -> Array:
+    base = array.base
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
+    return array
+
+
+#: References to an owner that come from looking at it; how many differs between interpreters.
+_OWN_REFERENCES: Final = _Group(np.empty(2)[:1]).references() - 1
+
+
+def _mask(array: Array) -> Array | None:
+    """The mask of a masked array, if it has one."""
+    mask = array._mask if isinstance(array, np.ma.MaskedArray) else None  # type: ignore[attr-defined]
+    return mask if isinstance(mask, np.ndarray) else None
+
+
+def _has_own_mask(array: Array, owned: Container[int]) -> bool:
+    mask = _mask(array)
+    return mask is None or mask.flags.owndata or id(_owner(mask)) in owned
+
+
+def _freeze(array: Array) -> None:
+    array.setflags(write=False)
+    mask = _mask(array)
+    if mask is not None:
+        _owner(mask).setflags(write=False)
+        mask.setflags(write=False)
+
+
+def _frozen_copy(array: Array) -> Array:
+    fresh = array.copy(order="K")
+    _owner(fresh).setflags(write=False)
+    _freeze(fresh)
+    return fresh
+
+
+def _owned_copy(array: Array, owners: Owners) -> Array:
+    fresh = array.copy(order="K")
+    _thaw(fresh, owners)
+    return fresh
+
+
+def _thaw(array: Array, owners: Owners) -> bool:
+    """Make an array writeable, and note its owners; False if its memory cannot be written."""
+    mask = _mask(array)
+    try:
+        for part in (array,) if mask is None else (array, mask):
+            owner = _owner(part)
+            owner.setflags(write=True)
+            part.setflags(write=True)
+            owners[id(owner)] = owner
+    except ValueError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------- containers
+
+
+def _arrays(value: Any) -> Iterator[Array]:
+    return (part for part in _walk(value) if isinstance(part, np.ndarray))
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    """Yield a value and all that its containers hold, each once, atoms left out."""
+    seen = {id(value)}
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        yield item
+        for part in _parts(item):
+            if type(part) not in _ATOMS and id(part) not in seen:
+                seen.add(id(part))
+                pending.append(part)
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    """What a container holds, unless that is atoms alone."""
+    kind = type(item)
+    if kind is dict:
+        parts: Collection[Any] = item.values()
+    elif kind is list or kind is tuple:
+        parts = item
+    else:
+        return ()
+    return () if _ATOMS.issuperset(map(type, parts)) else parts
+
+
+def _replace(value: Any, replaced: dict[int, Any]) -> Any:
+    """Return the value with some of its parts, by id, replaced by others."""
+    if not replaced:
+        return value
+    return _rebuild(value, dict(replaced), _leading_to(value, replaced))
+
+
+def _leading_to(value: Any, ids: Iterable[int]) -> set[int]:
+    """Ids of the containers that hold one of the parts, directly or not."""
+    holders: dict[int, list[int]] = {}
+    for container in _walk(value):
+        for part in _parts(container):
+            holders.setdefault(id(part), []).append(id(container))
+    leading: set[int] = set()
+    pending = list(ids)
+    while pending:
+        for holder in holders.get(pending.pop(), ()):
+            if holder not in leading:
+                leading.add(holder)
+                pending.append(holder)
+    return leading
+
+
+def _rebuild(item: Any, made: dict[int, Any], stale: set[int]) -> Any:
+    if id(item) in made:
+        return made[id(item)]
+    if id(item) not in stale:
+        return item
+    if type(item) is tuple:
+        parts = tuple([_rebuild(part, made, stale) for part in item])
+        return made.setdefault(id(item), parts)  # within a cycle it may have been made on the way
+    if type(item) is list:
+        fresh_list = made[id(item)] = []
+        fresh_list.extend([_rebuild(part, made, stale) for part in item])
+        return fresh_list
+    fresh = made[id(item)] = {}
+    fresh.update({key: _rebuild(part, made, stale) for key, part in item.items()})
+    return fresh
+
+
+def _take_pandas(value: Any) -> dict[int, Any]:
+    """Copies of the pandas objects in the value, by id."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None:
+        return {}
+    kinds = (pandas.DataFrame, pandas.Series, pandas.Index)
+    lazily = int(pandas.__version__.partition(".")[0]) >= 3 or pandas.options.mode.copy_on_write is True
+    return {id(part): part.copy(deep=not lazily) for part in _walk(value) if isinstance(part, kinds)}
+
+
+# ----------------------------------------------------------------------------------- ghosts
+
+
+class Ghost:
+    """A frozen array's memory, found again for as long as something else keeps it alive.
+
+    It holds no memory itself: whoever holds the array, or any view or slice of it, does.
+    """
+
+    __slots__ = ("_dtype", "_memory", "_offset", "_shape", "_strides")
+
+    def __init__(self, array: Array, owner: Array) -> None:
+        self._memory = weakref.ref(owner)
+        self._dtype = array.dtype
+        self._shape = array.shape
+        self._strides = array.strides
+        self._offset = address(array) - address(owner)
+
+    @classmethod
+    def of(cls, value: Any) -> Self | None:
+        """Return the ghost of a value; None for what is not a frozen array of plain bytes."""
+        if type(value) is not np.ndarray or value.flags.writeable:
+            return None
+        if value.dtype.hasobject or not value.nbytes:
+            return None
+        owner = _owner(value)
+        if type(owner) is not np.ndarray or owner.flags.writeable or not is_dense(owner):
+            return None
+        return cls(value, owner)
+
+    @property
+    def alive(self) -> bool:
+        """Whether something still keeps the memory."""
+        return self._memory() is not None
+
+    def recall(self) -> Array | None:
+        """Return the array over its memory again; None if that is gone, or was made writeable."""
+        owner = self._memory()
+        if owner is None or owner.flags.writeable:
+            return None
+        return np.ndarray(self._shape, self._dtype, raw(owner), self._offset, self._strides)

@@ -1,0 +1,585 @@
+"""Guards: what `with pool.get(name) as x` enters, for threads and for asyncio.
+
+Guarantees
+----------
+- A guard is lazy: until it is entered it holds, pins and loads nothing; its ``repr`` never does.
+- Entering is a loop of decisions (``_advance``, under the lock) and steps (waiting, loading, copying,
+  outside it). ``with`` runs the steps in this thread, ``async with`` awaits them; that is all
+  in which the two differ.
+- Whatever ends an entering early, a KeyboardInterrupt or a cancellation included, ``withdraw``
+  takes the guard out of the lock and out of the line. A load that the workers have begun goes
+  on and its value stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+from uuid import UUID
+
+from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
+from fbcache.errors import FBCacheError, ForkedPoolError
+from fbcache.freezing import Owners, deep_copy, take_over, thaw
+from fbcache.residency import Residency
+from fbcache.sizeof import Measure, measure
+from fbcache.spill import LoadOrder, Spiller
+from fbcache.waiting import Hold, Step, Work, current_owner
+from fbcache.workers import Workers
+
+_running_loop = asyncio._get_running_loop
+
+
+class Engine(Protocol):
+    """What guards and handles need of their pool."""
+
+    residency: Residency
+    spiller: Spiller
+    workers: Workers
+
+    @property
+    def names(self) -> Mapping[Hashable, Entry]:
+        """Entries by name."""
+        ...
+
+
+class Guard(Hold):
+    """What read and write guards share: entering in steps, and withdrawing.
+
+    Parameters
+    ----------
+    entry : Entry
+        What it guards.
+    engine : Engine
+        The pool.
+    name : hashable or MISSING
+        The name by which it was asked for, if it was: should another entry have taken the
+        name over, and this one be gone, when the guard is entered, it enters the other.
+    """
+
+    __slots__ = ("__weakref__", "_engine", "_entry", "_missed", "_name", "_order", "_residency")
+
+    def __init__(self, entry: Entry, engine: Engine, name: Hashable = MISSING) -> None:
+        self.owner = 0
+        self.held = False
+        self.next = None
+        self.prev = None
+        self._entry = entry
+        self._engine = engine
+        self._name = name
+        self._residency = engine.residency
+        self._order: LoadOrder | None = None
+        self._missed = False
+
+    def __repr__(self) -> str:
+        entry = self._entry
+        who = repr(entry.name) if entry.named else "an unnamed entry"
+        held = "held" if self.held else "not entered"
+        return f"<{type(self).__name__} of {who}: {entry.state.name}, {entry.nbytes:,} bytes, {held}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a guard cannot be pickled; pickle the value it gives")
+
+    def __enter__(self) -> Any:
+        """Wait for the entry, load it if it is on disk, pin it, and return its value."""
+        if self.held:
+            raise self._entered_twice()
+        self.owner = current_owner()
+        try:
+            loop = _running_loop()
+            while (step := self._residency.run(self._advance, loop)) is not None:
+                step.run()
+            return self._opened()
+        except BaseException:
+            self._residency.run(self.withdraw)
+            raise
+
+    async def __aenter__(self) -> Any:
+        """Do what ``with`` does, without blocking the event loop."""
+        if self.held:
+            raise self._entered_twice()
+        self.owner = current_owner()
+        try:
+            while (step := self._residency.run(self._advance, None)) is not None:
+                await step.arun()
+            return self._opened()
+        except BaseException:
+            self._residency.run(self.withdraw)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the entry go."""
+        raise NotImplementedError
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the entry go; nothing here waits."""
+        self.__exit__(kind, error, trace)
+
+    def _advance(self, loop: asyncio.AbstractEventLoop | None) -> Step | None:
+        """Decide the next step; None when the guard has what it needs. Under the lock."""
+        raise NotImplementedError
+
+    def _opened(self) -> Any:
+        """Return the value that the block gets. Outside the lock."""
+        raise NotImplementedError
+
+    def try_enter(self) -> bool:
+        """Enter if the value is in memory and free now."""
+        raise NotImplementedError
+
+    def _bind(self) -> Entry:
+        """Return the entry, or the one that has taken over its name since ``get``."""
+        self._residency.check_open()
+        entry = self._entry
+        if entry.state is not State.DROPPED:
+            return entry
+        successor = self._engine.names.get(self._name) if self._name is not MISSING else None
+        if successor is None:
+            what = "the entry" if self._name is MISSING else repr(self._name)
+            raise KeyError(f"{what} was deleted before its guard was entered")
+        self._entry = successor
+        return successor
+
+    def _load(self, entry: Entry, *, writable: bool) -> Step:
+        """Return the step that brings a spilled entry's value, or that its load has to wait for."""
+        residency = self._residency
+        waiter = residency.load_waits()
+        if waiter is not None:
+            return waiter
+        order = residency.order_load(entry, writable=writable)
+        work = Work(lambda: self._engine.spiller.load(order), self._engine.workers)
+        state = next_state(entry.state, Event.LOAD)
+        # Straight line: `withdraw` finds the order if the state says LOADING.
+        self._order = order
+        order.token.shares += 1
+        residency.loading_count += 1
+        entry.state = state
+        return work
+
+    def _miss(self) -> None:
+        if not self._missed:
+            self._missed = True
+            self._residency.misses += 1
+
+    def _count(self) -> None:
+        if not self._missed:
+            self._residency.hits += 1
+        self._missed = False
+
+    def withdraw(self) -> None:
+        """Undo whatever entering has come to. Under the lock."""
+        residency, entry, order = self._residency, self._entry, self._order
+        self._order = None
+        self._missed = False
+        if order is not None and not order.started and order.entry.state is State.LOADING:
+            residency.load_failed(order)
+        entry.give_up(self)
+        if self.held:
+            self._let_go(entry)
+        else:
+            residency.disown(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        residency = self._residency
+        pinned = entry.value is not MISSING
+        entry.leave(self)
+        if not entry.held:
+            if pinned:
+                residency.pinned_bytes -= entry.nbytes
+            residency.unpinned(entry)
+
+    def _entered_twice(self) -> FBCacheError | RuntimeError:
+        return RuntimeError("this guard is entered already; ask the pool for another one")
+
+
+class ReadGuard(Guard):
+    """Shared access to an entry's value: ``with pool.get(name) as value``.
+
+    The value is pinned in memory, and read-only where that can be had, until the block ends.
+    A guard can be entered again after it was left.
+    """
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        """The value, while the guard is entered.
+
+        Raises
+        ------
+        RuntimeError
+            The guard is not entered.
+        """
+        if not self.held:
+            raise _not_entered()
+        return self._entry.value
+
+    def __enter__(self) -> Any:
+        """Wait for the entry, load it if it is on disk, pin it, and return its value.
+
+        Raises
+        ------
+        DeadlockError
+            This thread or task holds the entry for writing.
+        CorruptBlobError, StorageError
+            The blob could not be read; the entry stays as it is.
+        PoolClosedError, ForkedPoolError, KeyError
+            The pool, or the entry, is gone.
+        """
+        if self.held:
+            raise self._entered_twice()
+        entry = self._entry
+        residency = self._residency
+        self.owner = current_owner()
+        try:
+            with residency.lock:
+                value = entry.value
+                if value is not MISSING and entry.writer is None and entry.waiters is None:
+                    # The common case: Entry._enter_shared, written out.
+                    first = entry.readers
+                    self.next = first
+                    if first is None:
+                        residency.pinned_bytes += entry.nbytes
+                    else:
+                        first.prev = self
+                    entry.readers = self
+                    self.held = True
+                    residency.hits += 1
+                    if entry.order is not residency.front:
+                        residency.touch(entry)
+                    return value
+        except BaseException:
+            self._residency.run(self.withdraw)
+            raise
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the entry go. An error about writing to a read-only array says what would do."""
+        entry = self._entry
+        residency = self._residency
+        try:
+            with residency.lock:
+                simple = (
+                    self.held
+                    and entry.order is not None
+                    and entry.waiters is None
+                    and residency.resident_bytes <= residency.budget
+                    and not residency.room
+                )
+                if simple:
+                    # The common case: Entry.leave, written out.
+                    before, after = self.prev, self.next
+                    if before is None:
+                        entry.readers = after
+                    else:
+                        before.next = after
+                        self.prev = None
+                    if after is not None:
+                        after.prev = before
+                        self.next = None
+                    self.held = False
+                    if entry.readers is None:
+                        residency.pinned_bytes -= entry.nbytes
+            if not simple:
+                residency.run(self.withdraw)
+        except ForkedPoolError:
+            pass  # the parent's guard, left in the child
+        except BaseException:
+            residency.run(self.withdraw)
+            raise
+        if error is not None:
+            _explain(error, entry)
+
+    def try_enter(self) -> bool:
+        """Enter if the value is in memory and no writer is there or waits."""
+        self.owner = current_owner()
+        return self._residency.run(self._try)
+
+    def _try(self) -> bool:
+        entry = self._bind()
+        was_held = entry.held
+        if not entry.try_shared(self):
+            return False
+        if not was_held:
+            self._residency.pin(entry)
+        if entry.value is MISSING:
+            self._let_go(entry)
+            return False
+        self._count()
+        return True
+
+    def _advance(self, loop: asyncio.AbstractEventLoop | None) -> Step | None:
+        residency = self._residency
+        if not self.held:
+            entry = self._bind()
+            was_held = entry.held
+            waiter = entry.acquire_shared(self, loop)
+            if waiter is not None:
+                return waiter
+            if not was_held:
+                residency.pin(entry)
+        residency.check_open()
+        entry = self._entry
+        if entry.value is not MISSING or (entry.state is State.SPILLED and residency.recall(entry)):
+            self._count()
+            if entry.order is not residency.front:
+                residency.touch(entry)
+            return None
+        self._miss()
+        if entry.state is State.LOADING:
+            return residency.watch(entry)
+        return self._load(entry, writable=False)
+
+    def _opened(self) -> Any:
+        self._order = None
+        return self._entry.value
+
+
+@dataclass(slots=True)
+class _Former:
+    """What an entry was before a write guard took its value."""
+
+    key: UUID | None
+    exposed: bool
+    token: Token | None
+    nbytes: int
+
+
+class WriteGuard(Guard):
+    """Exclusive access: ``with pool.get_mut(name) as value``, to change it in place.
+
+    Entering gives the entry a new key. Leaving keeps what the block did, also after an
+    exception; with ``rollback=True`` an exception brings the former content and key back.
+
+    Attributes
+    ----------
+    value : Any
+        The value; set it to replace the entry's content by another object.
+    """
+
+    __slots__ = ("_copy", "_former", "_owners", "_rollback", "_value")
+
+    def __init__(
+        self, entry: Entry, engine: Engine, name: Hashable = MISSING, *, rollback: bool = False
+    ) -> None:
+        super().__init__(entry, engine, name)
+        self._rollback = rollback
+        self._value: Any = MISSING
+        self._copy: Any = MISSING
+        self._owners: Owners = {}
+        self._former: _Former | None = None
+
+    @property
+    def value(self) -> Any:
+        """The value, while the guard is entered; assigning replaces it.
+
+        Raises
+        ------
+        RuntimeError
+            The guard is not entered.
+        """
+        if self._former is None:
+            raise _not_entered()
+        return self._value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        if self._former is None:
+            raise _not_entered()
+        self._value = value
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the value back, frozen and measured anew, or with ``rollback`` the former one."""
+        try:
+            if error is not None and self._rollback:
+                self._residency.run(self._restore)
+            else:
+                self._give_back()
+        except ForkedPoolError:
+            pass
+        except BaseException:
+            self._residency.run(self.withdraw)
+            raise
+
+    def try_enter(self) -> bool:
+        """Enter if the value is in memory and nobody else is there; not while it is being written."""
+        self.owner = current_owner()
+        if not self._residency.run(self._try):
+            return False
+        self._finish_entering()
+        return True
+
+    def _finish_entering(self) -> None:
+        try:
+            while (step := self._residency.run(self._advance, None)) is not None:
+                step.run()
+            self._opened()
+        except BaseException:
+            self._residency.run(self.withdraw)
+            raise
+
+    def _try(self) -> bool:
+        entry = self._bind()
+        if not entry.try_exclusive(self):
+            return False
+        self._residency.pin(entry)
+        if entry.value is MISSING:
+            self._let_go(entry)
+            return False
+        return True
+
+    def _advance(self, loop: asyncio.AbstractEventLoop | None) -> Step | None:
+        residency = self._residency
+        if not self.held:
+            entry = self._bind()
+            waiter = entry.acquire_exclusive(self, loop)
+            if waiter is not None:
+                return waiter
+            residency.pin(entry)
+        residency.check_open()
+        entry = self._entry
+        if entry.state is State.LOADING:  # for a reader that was cancelled
+            self._miss()
+            return residency.watch(entry)
+        if entry.state is State.CLEAN and not entry.thawable:
+            residency.evict(entry)  # a view of its file; what will be changed is read into memory
+        if entry.state is State.SPILLED:
+            self._miss()
+            return self._load(entry, writable=True)
+        if self._rollback and entry.token is None and self._copy is MISSING:
+            return Work(self._save_copy, self._engine.workers)
+        self._count()
+        self._begin(entry)
+        return None
+
+    def _save_copy(self) -> None:
+        self._copy = deep_copy(self._entry.value)
+
+    def _begin(self, entry: Entry) -> None:
+        """Take the value, and end its key (invariant 4)."""
+        residency = self._residency
+        if entry.order is not None:
+            entry.order.remove(entry)
+        state = next_state(entry.state, Event.MUTATE)
+        former = _Former(entry.key, entry.exposed, entry.token, entry.nbytes)
+        # Straight line: from here on `withdraw` gives the value back.
+        self._former = former
+        self._value = entry.value
+        entry.value = MISSING
+        entry.key = None
+        entry.exposed = False
+        entry.token = None
+        entry.stuck = False
+        entry.state = state
+        if former.exposed and former.key is not None:
+            residency.keys.outdate(former.key)
+        if not self._rollback:
+            self._release(former)
+
+    def _release(self, former: _Former) -> None:
+        token = former.token
+        if token is not None:
+            former.token = None
+            self._residency.release_token(token)
+
+    def _opened(self) -> Any:
+        self._order = None
+        self._value, self._owners = thaw(self._value)
+        return self._value
+
+    def _give_back(self) -> None:
+        """Freeze and measure outside the lock, then settle; should that fail, settle all the same."""
+        entry, value = self._entry, self._value
+        size = Measure(entry.nbytes, entry.exact)
+        try:
+            if self._former is not None:
+                value = take_over(value, owned=self._owners)
+                if not entry.fixed:
+                    size = measure(value)
+        finally:
+            self._residency.run(self._settle, value, size)
+
+    def _settle(self, value: Any, size: Measure) -> None:
+        former = self._former
+        if former is None:
+            return
+        self._release(former)
+        self._entry.exact = size.exact
+        self._put_back(value, size.nbytes)
+
+    def _put_back(self, value: Any, nbytes: int) -> None:
+        entry, residency = self._entry, self._residency
+        self._finish()
+        if entry.state is State.DROPPED:  # the pool was closed
+            entry.leave(self)
+            return
+        residency.correct_size(entry, nbytes)
+        state = next_state(entry.state, Event.SETTLE)
+        entry.value = value
+        entry.state = state
+        entry.thawable = True
+        entry.reloaded = False
+        self._let_go(entry)
+
+    def _restore(self) -> None:
+        """Bring content and key back as they were: from the blob, or from the copy."""
+        former = self._former
+        if former is None:
+            return
+        entry, residency, copy = self._entry, self._residency, self._copy
+        if entry.state is State.DROPPED:
+            self._finish()
+            entry.leave(self)
+            return
+        if entry.exposed and entry.key is not None:
+            residency.keys.outdate(entry.key)
+        entry.key = former.key
+        entry.exposed = former.exposed
+        if former.exposed and former.key is not None:
+            residency.keys.renew(former.key, entry)
+        if former.token is None:
+            self._put_back(take_over(copy), former.nbytes)
+            return
+        self._finish()
+        residency.resident_bytes -= entry.nbytes
+        residency.pinned_bytes -= entry.nbytes
+        entry.token = former.token
+        entry.nbytes = former.nbytes
+        entry.state = next_state(entry.state, Event.RESTORE)
+        self._let_go(entry)
+
+    def _finish(self) -> None:
+        self._former = None
+        self._value = self._copy = MISSING
+        self._owners = {}
+
+    def withdraw(self) -> None:
+        """Undo whatever entering has come to; a value taken already goes back. Under the lock."""
+        if self._former is not None:
+            entry = self._entry
+            value = take_over(self._value, owned=self._owners)
+            self._settle(value, Measure(entry.nbytes, entry.exact))
+        else:
+            self._copy = MISSING
+            super().withdraw()
+
+
+def _not_entered() -> RuntimeError:
+    return RuntimeError("the guard is not entered; use `with guard as value:`")
+
+
+def _explain(error: BaseException, entry: Entry) -> None:
+    """Name ``get_mut`` in numpy's error about a read-only array (invariant 15)."""
+    if isinstance(error, ValueError) and "read-only" in str(error) and len(error.args) == 1:
+        which = f"pool.get_mut({entry.name!r})" if entry.named else "load_mut(), or pool.get_mut(key),"
+        error.args = (f"{error.args[0]}: it was read from the pool; open it with {which} to change it",)

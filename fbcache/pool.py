@@ -1,0 +1,657 @@
+"""``FBPool``: names, and the public face. What happens is decided in the rooms below.
+
+Guarantee: a name leads to one entry at every instant, and a ``put`` that raises leaves the former
+one in place. The table of names is guarded by the pool's lock; a look-up needs no lock, for
+a dictionary's ``get`` is atomic.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal
+from uuid import UUID
+
+import cachetools
+
+from fbcache import audit
+from fbcache.codec import MsgpackCodec
+from fbcache.codec.frames import Codec
+from fbcache.engine import Engine
+from fbcache.entry import MISSING, Entry, State
+from fbcache.errors import InternalError, PutTimeoutError
+from fbcache.freezing import deep_copy, take_over
+from fbcache.guard import ReadGuard, WriteGuard
+from fbcache.handle import Fb
+from fbcache.leash import HeldReadGuard, HeldWriteGuard, try_read, try_write
+from fbcache.memory import default_budget, parse_size
+from fbcache.sizeof import measure
+from fbcache.stats import PoolStats
+from fbcache.store.files import FileStore
+from fbcache.store.protocol import BlobStore, StoreLimits
+from fbcache.store.session import Session
+
+_RAISE: Any = object()
+
+
+class FBPool:
+    """More Python objects than fit in memory: an LRU with a budget in bytes, spilling to files.
+
+    Parameters
+    ----------
+    memory : int or str, optional
+        The budget: bytes, ``"2GB"``, ``"512MiB"``, or ``"50%"`` of what this process may use.
+        Default: half of that, the limits of control groups included.
+    directory : path, optional
+        Where the pool makes its private session directory. Default: the user's cache directory.
+    store : BlobStore, optional
+        Where blobs go instead of files in a session directory. The pool takes it over, and
+        closes it; ``directory``, ``max_disk``, ``min_free`` and ``mmap`` are then the store's own.
+    codec : Codec, optional
+        How values become frames. Default: :class:`~fbcache.MsgpackCodec`.
+    policy : str or class, optional
+        Who is evicted first: ``"lru"`` (default), ``"lfu"``, ``"fifo"``, ``"rr"``, or one of
+        cachetools' classes of those names.
+    max_disk : int or str, optional
+        Most bytes of blobs on disk.
+    min_free : int or str, optional
+        Bytes of the file system to leave free.
+    io_threads : int, optional
+        Threads that write, load and delete. Default: one for each processor, at most 4.
+    mmap : bool, optional
+        Whether values come back as views of their file; otherwise they are read into memory.
+    verify : {"first", "always", "never"}, optional
+        When the payload of a blob is compared with its checksums: at the first load of one that this
+        pool did not write itself, at every load, or never. Headers are always checked.
+    put_timeout : float, optional
+        Most seconds that ``put`` and ``insert`` wait for memory to come free. Default: no limit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong kind or out of range.
+    StorageError
+        The session directory cannot be made.
+
+    Notes
+    -----
+    Every method may be called from any thread. ``put`` may block; under asyncio call it through
+    ``asyncio.to_thread``. Guards serve ``with`` and ``async with`` alike.
+    """
+
+    def __init__(
+        self,
+        memory: int | str | None = None,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        store: BlobStore | None = None,
+        codec: Codec | None = None,
+        policy: str | type[cachetools.Cache[Any, Any]] = "lru",
+        max_disk: int | str | None = None,
+        min_free: int | str = "512MB",
+        io_threads: int | None = None,
+        mmap: bool = True,
+        verify: Literal["first", "always", "never"] = "first",
+        put_timeout: float | None = None,
+    ) -> None:
+        budget = default_budget() if memory is None else parse_size(memory)
+        limits = StoreLimits(
+            max_disk=None if max_disk is None else parse_size(max_disk, name="max_disk"),
+            min_free=parse_size(min_free, name="min_free", least=0),
+        )
+        self._put_timeout = _check_timeout(put_timeout)
+        if verify not in ("first", "always", "never"):
+            raise ValueError(f"verify is 'first', 'always' or 'never', not {verify!r}")
+        threads = _check_threads(io_threads)
+        session = None
+        if store is None:
+            session = Session.open(directory)
+            store = FileStore(session.path, limits=limits, mmap=mmap)
+        try:
+            self._engine = Engine(
+                budget=budget,
+                codec=MsgpackCodec() if codec is None else codec,
+                store=store,
+                session=session,
+                policy=policy,
+                io_threads=threads,
+                verify=verify,
+            )
+        except BaseException:
+            if session is not None:
+                session.close()
+            raise
+
+    def __repr__(self) -> str:
+        residency = self._engine.residency
+        state = "closed" if residency.closed else f"{len(residency.entries):,} entries"
+        return f"<FBPool: {state}, {residency.resident_bytes:,} of {residency.budget:,} bytes in memory>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a pool cannot be pickled; make one in each process")
+
+    # ---------------------------------------------------------------------------- putting
+
+    def put(self, name: Hashable, value: Any, *, copy: bool = False, nbytes: int | None = None) -> Fb:
+        """Store ``value`` under ``name``, in place of what has the name now.
+
+        The pool takes the value over: arrays become read-only, also for the caller's variable; a
+        view of memory that something else could write is copied. What cannot be frozen (a
+        dict, a list) must not be changed any more, except through :meth:`get_mut`.
+
+        Parameters
+        ----------
+        name : hashable
+            Anything but a UUID.
+        value : Any
+            What to keep.
+        copy : bool
+            Copy the value first, and leave the caller's as it is.
+        nbytes : int, optional
+            Its size in memory, instead of measuring it.
+
+        Returns
+        -------
+        Fb
+            A handle. The name owns the entry too, so that the handle may be dropped.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The name is not hashable or is a UUID; ``nbytes`` is not a number of bytes.
+        PutTimeoutError
+            No memory came free within ``put_timeout``.
+        DiskFullError, StorageError
+            Memory was to come free, and what should leave it could not be written.
+        PoolClosedError, ForkedPoolError
+            The pool is gone.
+
+        After an error nothing is stored, and the name's former value stands.
+        """
+        _check_name(name)
+        return self._store(value, copy, nbytes, name)
+
+    def insert(self, value: Any, *, copy: bool = False, nbytes: int | None = None) -> Fb:
+        """Store ``value`` without a name: it lives as long as a handle on it does.
+
+        Parameters, errors and the state after one are those of :meth:`put`.
+        """
+        return self._store(value, copy, nbytes, MISSING)
+
+    def _store(self, value: Any, copy: bool, nbytes: int | None, name: Hashable) -> Fb:
+        residency = self._engine.residency
+        residency.check_open()
+        entry = _make_entry(value, copy, nbytes)
+        del value
+        fb = Fb(self)
+        fb._own(entry)
+        try:
+            if entry.nbytes > residency.budget:
+                self._spill_at_once(residency.run(residency.admit_oversize, entry))
+            else:
+                self._await_admission(entry)
+            if name is not MISSING:
+                residency.run(self._install, name, entry)
+        except BaseException:
+            fb._entry = None
+            entry.handles = 0
+            residency.run(residency.give_up_admission, entry)
+            raise
+        return fb
+
+    def _await_admission(self, entry: Entry) -> None:
+        residency = self._engine.residency
+        waiter = residency.run(residency.admit_or_wait, entry)
+        if waiter is None:
+            return
+        since = time.monotonic()
+        try:
+            woken = waiter.sleep(self._put_timeout)
+        finally:
+            residency.run(residency.stalled, since)
+        if not woken:
+            raise self._too_late(entry)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _spill_at_once(self, written: Future[None]) -> None:
+        """Wait until a value larger than the budget is on disk."""
+        try:
+            written.result(self._put_timeout)
+        except TimeoutError as error:
+            if isinstance(error, PutTimeoutError) or written.done():
+                raise
+            raise PutTimeoutError(
+                f"a value larger than the budget was not written within {self._put_timeout} s; "
+                "nothing was stored"
+            ) from None
+
+    def _too_late(self, entry: Entry) -> PutTimeoutError:
+        return PutTimeoutError(
+            f"no room for {entry.nbytes:,} bytes came free within {self._put_timeout} s; nothing "
+            "was stored. Leave some guards, or give the pool more memory or a faster disk"
+        )
+
+    def _install(self, name: Hashable, entry: Entry) -> None:
+        residency = self._engine.residency
+        residency.check_open()
+        names = self._engine.names
+        former = names.get(name)
+        entry.name = name
+        # Straight line.
+        names[name] = entry
+        entry.named = True
+        if former is not None:
+            former.named = False
+            residency.disown(former)
+
+    # ---------------------------------------------------------------------------- getting
+
+    def get(self, name_or_key: Hashable) -> ReadGuard:
+        """Return a guard for reading: ``with pool.get(name) as value``.
+
+        Nothing is loaded or pinned before the guard is entered.
+
+        Parameters
+        ----------
+        name_or_key : hashable
+            A name, or the current key of an entry.
+
+        Raises
+        ------
+        KeyError
+            Neither a name nor a key of this pool.
+        StaleKeyError
+            A mutation has replaced the key.
+        TypeError
+            It is not hashable.
+        PoolClosedError, ForkedPoolError
+            The pool is gone.
+        """
+        entry = self._look_up(name_or_key)
+        return ReadGuard(entry, self._engine, name_or_key if entry.named else MISSING)
+
+    def get_mut(self, name_or_key: Hashable, *, rollback: bool = False) -> WriteGuard:
+        """Return a guard for writing: ``with pool.get_mut(name) as value``.
+
+        Entering it waits until nobody else holds the entry, and gives the entry a new key.
+        Errors are those of :meth:`get`.
+
+        Parameters
+        ----------
+        rollback : bool
+            Bring the former content and key back if the block raises. That is free where the
+            entry is on disk, and takes a copy where not.
+        """
+        entry = self._look_up(name_or_key)
+        return WriteGuard(entry, self._engine, name_or_key if entry.named else MISSING, rollback=rollback)
+
+    def try_get(self, name_or_key: Hashable) -> HeldReadGuard | None:
+        """Return a held guard for reading if the value is in memory and free now, else None.
+
+        Raises
+        ------
+        DeadlockError
+            This thread or task holds the entry for writing.
+        KeyError, TypeError
+            As for :meth:`get`.
+        """
+        return try_read(self.get(name_or_key))
+
+    def try_get_mut(self, name_or_key: Hashable) -> HeldWriteGuard | None:
+        """Return a held guard for writing if the value is in memory and free now, else None.
+
+        It is not free while it is being written.
+
+        Raises
+        ------
+        DeadlockError
+            This thread or task holds the entry already.
+        KeyError, TypeError
+            As for :meth:`get`.
+        """
+        return try_write(self.get_mut(name_or_key))
+
+    def __getitem__(self, name: Hashable) -> Any:
+        """Return the value, read-only, without pinning it."""
+        engine = self._engine
+        try:
+            entry = engine.names.get(name)
+        except TypeError:
+            entry = None
+        if entry is not None:
+            value = entry.value
+            if value is not MISSING:
+                residency = engine.residency
+                residency.hits += 1
+                if entry.order is not residency.front:
+                    with residency.lock:
+                        if entry.value is not MISSING:
+                            residency.touch(entry)
+                return value
+        with self.get(name) as value:
+            return value
+
+    def _look_up(self, name_or_key: Hashable) -> Entry:
+        try:
+            entry = self._engine.names.get(name_or_key)
+        except TypeError as error:
+            raise TypeError(f"a name must be hashable, such as a string or a tuple: {error}") from None
+        if entry is not None:
+            return entry
+        residency = self._engine.residency
+        residency.check_open()
+        if isinstance(name_or_key, UUID):
+            return residency.run(residency.keys.find, name_or_key)
+        raise self._unknown(name_or_key)
+
+    def _unknown(self, name: Hashable) -> KeyError:
+        message = f"no entry is named {name!r}"
+        if isinstance(name, str):
+            names = [n for n in list(self._engine.names)[:10_000] if isinstance(n, str)]
+            near = difflib.get_close_matches(name, names, n=1)
+            if near:
+                message += f"; did you mean {near[0]!r}?"
+        return KeyError(message)
+
+    # --------------------------------------------------------------------------- as a dict
+
+    def __setitem__(self, name: Hashable, value: Any) -> None:
+        """Store ``value`` under ``name``, as :meth:`put` does."""
+        self.put(name, value)
+
+    def __delitem__(self, name: Hashable) -> None:
+        """Remove the name, as :meth:`delete` does."""
+        self.delete(name)
+
+    def __contains__(self, name_or_key: object) -> bool:
+        """Whether it is a name, or the current key of an entry."""
+        try:
+            self._look_up(name_or_key)
+        except KeyError:
+            return False
+        return True
+
+    def __len__(self) -> int:
+        """Return the number of named entries."""
+        return len(self._engine.names)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """Go through the names there are now."""
+        return iter(self.keys())
+
+    def keys(self) -> list[Hashable]:
+        """Return the names there are now, oldest first."""
+        return list(self._engine.names)
+
+    def delete(self, name: Hashable) -> None:
+        """Remove ``name``. Its entry goes too, unless handles or entered guards have it.
+
+        Raises
+        ------
+        KeyError
+            There is no such name.
+        """
+        self._look_up(name)
+        self._engine.residency.run(self._unname, name, None)
+
+    def pop(self, name: Hashable, default: Any = _RAISE) -> Any:
+        """Remove ``name`` and return its value, read-only.
+
+        Raises
+        ------
+        KeyError
+            There is no such name, and no default.
+        CorruptBlobError, StorageError
+            The value could not be loaded; the name stands.
+        """
+        residency = self._engine.residency
+        fb = Fb(self)
+        try:
+            self._look_up(name)
+            residency.run(self._unname, name, fb)
+        except KeyError:
+            if default is _RAISE:
+                raise
+            return default
+        entry = fb._owned
+        try:
+            with fb.load() as value:
+                return value
+        except BaseException:
+            residency.run(self._rename, name, entry)
+            raise
+        finally:
+            fb.drop()
+
+    def _unname(self, name: Hashable, heir: Fb | None) -> None:
+        """Take the name off its entry; ``heir`` owns it instead."""
+        names = self._engine.names
+        entry = names.get(name)
+        if entry is None:
+            raise self._unknown(name)
+        if heir is not None:
+            heir._own(entry)
+        # Straight line.
+        del names[name]
+        entry.named = False
+        self._engine.residency.disown(entry)
+
+    def _rename(self, name: Hashable, entry: Entry) -> None:
+        if name not in self._engine.names:
+            self._install(name, entry)
+
+    # ------------------------------------------------------------------------- the budget
+
+    @property
+    def memory(self) -> int:
+        """The budget in bytes."""
+        return self._engine.residency.budget
+
+    def resize(self, memory: int | str) -> None:
+        """Change the budget. Values above a smaller one are written and dropped in the background.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is no size; the budget stays.
+        """
+        residency = self._engine.residency
+        residency.run(residency.resize, parse_size(memory))
+
+    def evict(self, names: Iterable[Hashable] | None = None, *, nbytes: int | None = None) -> int:
+        """Write values and drop them from memory; wait for it.
+
+        Parameters
+        ----------
+        names : iterable of names, optional
+            Which; by default all that is not pinned, next to leave first.
+        nbytes : int, optional
+            Stop after this many bytes.
+
+        Returns
+        -------
+        int
+            Bytes freed. Pinned values are passed over.
+
+        Raises
+        ------
+        KeyError
+            A name is unknown; nothing was done.
+        DiskFullError, StorageError, UnsupportedTypeError
+            A value could not be written; it is still in memory. The others were dropped.
+        """
+        residency = self._engine.residency
+        residency.check_open()
+        if names is None:
+            entries = residency.run(residency.evictable)
+        else:
+            entries = [self._look_up(name) for name in names]
+        return self._evict(entries, nbytes)
+
+    def _evict(self, entries: list[Entry], nbytes: int | None) -> int:
+        residency = self._engine.residency
+        planned = 0
+        written: list[tuple[Entry, Future[None]]] = []
+        for entry in entries:
+            if nbytes is not None and planned >= nbytes:
+                break
+            if entry.held or entry.state in (State.SPILLED, State.LOADING):
+                continue
+            planned += entry.nbytes
+            written.append((entry, residency.run(residency.request_write, entry)))
+        freed = 0
+        failed: BaseException | None = None
+        for entry, future in written:
+            error = future.exception()
+            if error is None:
+                freed += residency.run(residency.evict_if_possible, entry)
+            elif failed is None:
+                failed = error
+            else:
+                failed.add_note(f"and: {error!r}")
+        if failed is not None:
+            raise failed
+        return freed
+
+    def drain(self) -> None:
+        """Wait until nothing is being written, loaded or deleted in the background.
+
+        Raises
+        ------
+        StorageError, UnsupportedTypeError
+            The first error of a background write that no call has raised yet. Its value is
+            still in memory. A second call does not raise it again.
+        """
+        residency = self._engine.residency
+        residency.check_open()
+        while (waiter := residency.run(residency.idle)) is not None:
+            waiter.run()
+        error = residency.run(residency.take_background_error)
+        if error is not None:
+            raise error
+
+    # ---------------------------------------------------------------------------- insight
+
+    def stats(self) -> PoolStats:
+        """Return the pool's figures, all of one instant."""
+        residency = self._engine.residency
+        residency.check_open()
+        return residency.run(self._stats)
+
+    def _stats(self) -> PoolStats:
+        r = self._engine.residency
+        spilled = [e for e in r.entries if e.state in (State.SPILLED, State.LOADING)]
+        return PoolStats(
+            entries=len(r.entries),
+            named=len(self._engine.names),
+            budget=r.budget,
+            resident_bytes=r.resident_bytes,
+            pinned_bytes=r.pinned_bytes,
+            writing_bytes=r.writing_bytes,
+            lingering_bytes=sum(e.nbytes for e in r.ghosts if e.ghost is not None and e.ghost.alive),
+            spilled_bytes=sum(e.nbytes for e in spilled),
+            disk_bytes=self._engine.store.disk_bytes,
+            hits=r.hits,
+            misses=r.misses,
+            loads=r.loads,
+            spills=r.spills,
+            evictions=r.evictions,
+            clean_evictions=r.clean_evictions,
+            bytes_written=r.bytes_written,
+            bytes_read=r.bytes_read,
+            stalls=r.stalls,
+            stall_seconds=r.stall_seconds,
+            errors=r.errors,
+        )
+
+    def validate(self) -> None:
+        """Recount everything from scratch, and compare it with the pool's own counts.
+
+        For tests and for doubt; takes time in proportion to the number of entries.
+
+        Raises
+        ------
+        InternalError
+            Something disagrees: a bug in fbcache.
+        """
+        residency = self._engine.residency
+        residency.check_open()
+        residency.run(self._validate)
+
+    def _validate(self) -> None:
+        residency = self._engine.residency
+        audit.check(residency)
+        named = {e for e in residency.entries if e.named}
+        if named != set(self._engine.names.values()):
+            raise InternalError("the table of names and the entries disagree")
+        for name, entry in self._engine.names.items():
+            if entry.name != name:
+                raise InternalError(f"{entry!r} is listed as {name!r}")
+
+    # -------------------------------------------------------------------------------- end
+
+    def close(self) -> None:
+        """Drop all values, end the threads, and remove the files. May be called again.
+
+        Calls that wait in other threads raise PoolClosedError. Values that variables still
+        hold stay valid. An error of a background write that no call has raised is a warning.
+        """
+        self._engine.close()
+
+    def __enter__(self) -> FBPool:
+        """Return the pool."""
+        self._engine.residency.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the pool."""
+        self.close()
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.collected()
+
+
+def _make_entry(value: Any, copy: bool, nbytes: int | None) -> Entry:
+    if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int)):
+        raise TypeError(f"nbytes is a number of bytes, not {nbytes!r}")
+    if nbytes is not None and nbytes < 0:
+        raise ValueError(f"nbytes is at least 0, not {nbytes}")
+    value = take_over(deep_copy(value) if copy else value)
+    if nbytes is not None:
+        return Entry(value, nbytes, fixed=True)
+    size = measure(value)
+    return Entry(value, size.nbytes, exact=size.exact)
+
+
+def _check_name(name: Hashable) -> None:
+    if isinstance(name, UUID):
+        raise TypeError("a UUID is a key and cannot be a name; use its str() or another name")
+    try:
+        hash(name)
+    except TypeError as error:
+        raise TypeError(f"a name must be hashable, such as a string or a tuple: {error}") from None
+
+
+def _check_timeout(seconds: float | None) -> float | None:
+    if seconds is not None and not (isinstance(seconds, (int, float)) and 0 <= seconds < 1e9):
+        raise ValueError(f"put_timeout is a number of seconds or None, not {seconds!r}")
+    return seconds
+
+
+def _check_threads(count: int | None) -> int:
+    if count is None:
+        return min(4, os.cpu_count() or 1)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"io_threads is at least 1, not {count!r}")
+    return count
+
+

@@ -1,0 +1,273 @@
+"""What the workers are told to do, and what becomes of an entry when they report.
+
+Guarantees
+----------
+- Loads are single-flight (invariant 11): the state says LOADING from the order to its outcome, and who
+  comes in between waits for that.
+- A failed write keeps the value, and its error surfaces once (invariant 9): in the call that
+  waits for this write, else in a ``put`` that waits for room, else in ``drain()`` or ``close()``.
+- A blob is not deleted while a load needs it: the load has a share of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fbcache.budget import Budget
+from fbcache.entry import Entry, Event, State, Token, next_state
+from fbcache.errors import PoolClosedError, StorageError
+from fbcache.lru import Policy
+from fbcache.spill import LoadOrder, WriteOrder
+from fbcache.waiting import Waiter
+from fbcache.workers import Workers
+
+
+class Residency(Budget):
+    """All decisions of a pool: what guards, handles, the pool and its workers talk to."""
+
+    def __init__(
+        self,
+        budget: int,
+        policy: Policy[Entry],
+        workers: Workers,
+        *,
+        verify: str,
+        mend: Callable[[Any], None],
+    ) -> None:
+        super().__init__(budget, policy, workers, mend)
+        self._always_verify = verify == "always"
+        self.idlers: list[Waiter] = []
+        self.loading_count = 0
+
+    # -------------------------------------------------------------------------- writes
+
+    def next_write(self) -> WriteOrder | None:
+        """Return the entry to be written now."""
+        return self.run(self._next_write)
+
+    def _next_write(self) -> WriteOrder | None:
+        while (entry := self.queued.first) is not None:
+            self.queued.remove(entry)
+            if entry.state is not State.RESIDENT or entry.writer is not None:
+                continue  # a write guard has it; its exit finds it a place
+            order = WriteOrder(entry, self.keys.of(entry), entry.value)
+            entry.state = next_state(entry.state, Event.WRITE)
+            self.writing_bytes += entry.nbytes
+            self.writing_count += 1
+            return order
+        return None
+
+    def written(self, order: WriteOrder, disk_bytes: int, payload: int) -> None:
+        """Count the entry as clean."""
+        self.run(self._written, order, disk_bytes, payload)
+
+    def _written(self, order: WriteOrder, disk_bytes: int, payload: int) -> None:
+        entry = order.entry
+        self._write_ended(entry, Event.WRITTEN)
+        token = Token(order.key, disk_bytes)
+        self.spills += 1
+        self.bytes_written += disk_bytes
+        self.suspended = False
+        if entry.state is State.DROPPED:
+            self.release_token(token)
+        else:
+            entry.token = token
+            entry.reloaded = False
+            if not entry.exact:
+                entry.exact = True
+                if payload > entry.nbytes:
+                    self.correct_size(entry, payload)
+            self._answer(entry, None)
+            self._after_write(entry)
+            if self.resident_bytes > self.budget:  # the estimate was too low
+                self._make_room(0, force=False)
+
+    def write_failed(self, order: WriteOrder, error: BaseException, *, hopeless: bool) -> None:
+        """Keep the value, and say so once (invariant 9)."""
+        self.run(self._write_failed, order, error, hopeless)
+
+    def _write_failed(self, order: WriteOrder, error: BaseException, hopeless: bool) -> None:
+        entry = order.entry
+        self._write_ended(entry, Event.WRITE_FAILED)
+        self.errors += 1
+        if entry.state is not State.DROPPED:
+            entry.stuck = hopeless
+            self.suspended = self.suspended or not hopeless
+            self._surface(entry, error, hopeless)
+            self._after_write(entry)
+
+    def _write_ended(self, entry: Entry, event: Event) -> None:
+        state = next_state(entry.state, event)
+        entry.state = state
+        self.writing_bytes -= entry.nbytes
+        self.writing_count -= 1
+        if state is State.DROPPED:
+            self.ending.discard(entry)
+            self.resident_bytes -= entry.nbytes
+
+    def _after_write(self, entry: Entry) -> None:
+        if not entry.held:
+            entry.hand_over()  # to a writer that has waited for the write
+            if entry.held:
+                self.pin(entry)
+        if entry.held or entry.order is not None or entry.stuck:
+            return
+        if entry.state is State.RESIDENT:
+            self.policy.restore(entry)
+        elif entry.nbytes > self.budget:
+            self._leave_soon(entry)
+            self._make_room(0, force=False)
+        else:
+            self.clean.push_last(entry)
+
+    def _surface(self, entry: Entry, error: BaseException, hopeless: bool) -> None:
+        """Give the error to the call that waits for this write, or keep it for ``drain()``."""
+        if entry.requests is not None:
+            self._answer(entry, error)
+            return
+        if not hopeless:
+            for waiter in self.room:
+                if waiter.entry is not None:
+                    self.room.remove(waiter)
+                    waiter.wake(error)
+                    return
+        if self.background_error is None:
+            self.background_error = error
+
+    # --------------------------------------------------------------------------- loads
+
+    def order_load(self, entry: Entry, *, writable: bool) -> LoadOrder:
+        """Return the order to load a spilled entry. The caller sets the state with it."""
+        self._make_room(entry.nbytes, force=False)
+        token = entry.token
+        assert token is not None
+        return LoadOrder(entry, token, writable, self._always_verify)
+
+    def loaded(self, order: LoadOrder, value: Any) -> None:
+        """Take the value in, for whoever waits for it."""
+        self.run(self._loaded, order, value)
+
+    def _loaded(self, order: LoadOrder, value: Any) -> None:
+        entry = order.entry
+        if not self._load_ended(order, Event.LOADED):
+            self._garbage.append((entry, value))
+            return
+        entry.value = value
+        entry.thawable = order.writable
+        entry.reloaded = True
+        self.take_in(entry)
+        self.loads += 1
+        self.bytes_read += order.token.nbytes
+
+    def take_in(self, entry: Entry) -> None:
+        """Count a value that is back in memory."""
+        entry.ghost = None
+        self.ghosts.discard(entry)
+        self.resident_bytes += entry.nbytes
+        if entry.held:
+            self.pinned_bytes += entry.nbytes
+        if entry.nbytes <= self.budget and entry.owned:
+            self.policy.add(entry)
+        if not entry.held:  # whoever asked for it has been cancelled
+            self.settle(entry)
+        self._write_ahead()
+
+    def load_failed(self, order: LoadOrder) -> None:
+        """Let the next one try, unless the outcome is known already."""
+        self.run(self._load_failed, order)
+
+    def _load_failed(self, order: LoadOrder) -> None:
+        self._load_ended(order, Event.LOAD_FAILED)
+
+    def _load_ended(self, order: LoadOrder, event: Event) -> bool:
+        """Close ``order``; whether its entry is still there to be told."""
+        if not order.open:
+            return False
+        entry = order.entry
+        state = next_state(entry.state, event)
+        order.open = False
+        entry.state = state
+        self.loading_count -= 1
+        self.release_token(order.token)
+        self.wake_watchers(entry)
+        return state is not State.DROPPED
+
+    def recall(self, entry: Entry) -> bool:
+        """Bring a spilled value back from the program's own variables, if it is there."""
+        ghost = entry.ghost
+        value = None if ghost is None else ghost.recall()
+        if value is None:
+            return False
+        entry.state = next_state(entry.state, Event.RECALL)
+        entry.value = value
+        self.take_in(entry)
+        return True
+
+    def watch(self, entry: Entry) -> Waiter:
+        """Return what ends when the load that is under way does."""
+        waiter = Waiter()
+        if entry.watchers is None:
+            entry.watchers = []
+        entry.watchers.append(waiter)
+        return waiter
+
+    # ------------------------------------------------------------------------ deletion
+
+    def next_deletion(self) -> Token | None:
+        """Return a blob that nobody needs any more."""
+        try:
+            return self._deletions.popleft()
+        except IndexError:
+            return None
+
+    def deleted(self, error: StorageError | None) -> None:
+        """Hear that a deletion came to its end."""
+        self.run(self._deleted, error)
+
+    def _deleted(self, error: StorageError | None) -> None:
+        self.deleting_count -= 1
+        if error is not None:
+            self.errors += 1
+            if self.background_error is None:
+                self.background_error = error
+
+    # ----------------------------------------------------------------- resize and close
+
+    def idle(self) -> Waiter | None:
+        """Return what to wait for until no background work is left, or None."""
+        if not self._busy():
+            return None
+        waiter = Waiter()
+        self.idlers.append(waiter)
+        return waiter
+
+    def _let_in(self) -> None:
+        super()._let_in()
+        if self.idlers and not self._busy():
+            idlers, self.idlers = self.idlers, []
+            for waiter in idlers:
+                waiter.wake()
+
+    def _busy(self) -> bool:
+        return bool(self.queued.count or self.writing_count or self.loading_count or self.deleting_count)
+
+    def take_background_error(self) -> BaseException | None:
+        """Return the first error not raised yet, and count it as raised."""
+        error, self.background_error = self.background_error, None
+        return error
+
+    def close(self) -> None:
+        """Drop everything and let everybody go who waits."""
+        self.closed = True
+        for waiter in self.room:
+            waiter.wake(PoolClosedError("the pool was closed while this call waited"))
+        self.room.clear()
+        for entry in list(self.entries):
+            waiters, entry.waiters = entry.waiters, None
+            self.drop(entry)
+            for waiter in waiters or ():
+                waiter.wake()  # to find the pool closed
+        for waiter in self.idlers:
+            waiter.wake()
+        self.idlers.clear()

@@ -1,0 +1,166 @@
+"""Taking spill sessions away: those of dead processes, and one's own.
+
+Guarantees:
+
+- A session is reaped only when its owner is known to be dead *and* its lock is free. A session
+  without a whole owner's file, of another user, or without a lock is left alone.
+- Only names that fbcache gives are removed (invariant 13), and no symbolic link is followed: from
+  the session's directory down everything is done relative to open directories, so that
+  nobody who may write to the base can turn it elsewhere.
+- Several processes may reap one base at once, and open sessions in it meanwhile: the lock lets
+  one of them in, and what is gone already is no error.
+
+Blobs go first and the owner's file after them, so that a reaper that dies is followed by another.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fbcache.store.disk import DISK, Disk
+from fbcache.store.owner import Owner
+from fbcache.store.transfer import read_all
+
+OWNER = "owner.json"
+NEW_OWNER = ".owner.json.tmp"
+LEASE = "lease.lock"
+
+#: More than an owner's file ever holds.
+_OWNER_MOST = 4096
+
+_SESSION_NAME = re.compile(r"session-[0-9a-f]{32}")
+_SHARD_NAME = re.compile(r"[0-9a-f]{2}")
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK
+
+#: It is gone, or something of another kind has its name: nothing of ours is there.
+_NOT_OURS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
+
+
+def reap(base: str, *, disk: Disk = DISK) -> list[str]:
+    """Remove the sessions below ``base`` whose owners are dead.
+
+    What cannot be looked at or removed is left for another time; nothing is raised.
+
+    Returns
+    -------
+    list of str
+        The paths of the sessions that were reaped.
+    """
+    try:
+        names = [name for name in disk.listdir(base) if _SESSION_NAME.fullmatch(name)]
+    except OSError:
+        return []
+    return [path for name in names if _reap_session(path := f"{base}/{name}", disk)]
+
+
+def remove_session(path: str, disk: Disk) -> None:
+    """Remove what fbcache put into the session at ``path``, and then the directory if it is empty.
+
+    To be called by who holds the session's lock.
+
+    Raises
+    ------
+    OSError
+        Something of ours could not be removed. The owner's file and the lock are still there
+        unless all blobs are gone.
+    """
+    try:
+        directory = disk.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        _empty_session(directory, disk)
+    finally:
+        disk.close(directory)
+    with _if_there():
+        disk.rmdir(path)
+
+
+def _reap_session(path: str, disk: Disk) -> bool:
+    try:
+        directory = disk.open(path, _DIRECTORY)
+        try:
+            if not _reap_open(directory, disk):
+                return False
+        finally:
+            disk.close(directory)
+        disk.rmdir(path)
+    except OSError:  # gone meanwhile, holding others' files, or not to be touched by this user
+        return False
+    return True
+
+
+def _reap_open(directory: int, disk: Disk) -> bool:
+    """Empty the session if it may be; False if it is not to be touched."""
+    if disk.fstat(directory).st_uid != os.geteuid():
+        return False
+    # First the owner, then the lock: probing it must not get in the way of one who is making a session.
+    owner = _read_owner(directory, disk)
+    if owner is None or not owner.is_dead():
+        return False
+    lease = disk.open(LEASE, os.O_RDWR | _FILE, dir_fd=directory)
+    try:
+        if not disk.lock(lease):
+            return False
+        _empty_session(directory, disk)
+    finally:
+        disk.close(lease)
+    return True
+
+
+def _read_owner(directory: int, disk: Disk) -> Owner | None:
+    fd = disk.open(OWNER, os.O_RDONLY | _FILE, dir_fd=directory)
+    try:
+        raw = bytearray(_OWNER_MOST)
+        length = read_all(disk, fd, [memoryview(raw)], 0)
+    finally:
+        disk.close(fd)
+    return Owner.from_bytes(bytes(raw[:length]))
+
+
+# ------------------------------------------------------------------ removing
+
+
+def _empty_session(directory: int, disk: Disk) -> None:
+    for name in disk.listdir(directory):
+        if _SHARD_NAME.fullmatch(name):
+            with _if_there():
+                _remove_shard(directory, name, disk)
+    for name in (NEW_OWNER, OWNER, LEASE):
+        with _if_there():
+            disk.unlink(name, dir_fd=directory)
+
+
+def _remove_shard(directory: int, name: str, disk: Disk) -> None:
+    shard = disk.open(name, _DIRECTORY, dir_fd=directory)
+    try:
+        for blob in disk.listdir(shard):
+            if _is_blob(blob, name):
+                with _if_there():
+                    disk.unlink(blob, dir_fd=shard)
+    finally:
+        disk.close(shard)
+    disk.rmdir(name, dir_fd=directory)
+
+
+def _is_blob(name: str, shard: str) -> bool:
+    """Whether ``name`` is a blob's, or a half-written blob's, that belongs into ``shard``."""
+    key = name[1:-4] if name.startswith(".") and name.endswith(".tmp") else name
+    return _KEY.fullmatch(key) is not None and key.startswith(shard)
+
+
+@contextmanager
+def _if_there() -> Iterator[None]:
+    """Let pass what is gone, or of another kind than fbcache makes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise

@@ -1,0 +1,84 @@
+"""The pool's threads: one queue of jobs, two ranks.
+
+Guarantees
+----------
+- ``submit`` takes no lock and may be called from a finalizer (invariant 7): a deque's ``append``
+  is atomic, and ``queue.SimpleQueue.put`` is made to be called from ``__del__``.
+- Urgent jobs, on which a task waits, go before the others.
+- Jobs never wait for jobs (invariant 6); one thread does everything, only later.
+- The threads hold no reference to a pool, so they do not keep one alive. They are daemons,
+  because the interpreter joins other threads before the exit handler that stops them.
+
+``_growing`` guards ``_threads`` and ``_stopping``; no job runs under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+
+Job = Callable[[], None]
+
+
+class Workers:
+    """Up to ``size`` threads: the first is started at once, others as jobs pile up."""
+
+    def __init__(self, size: int, *, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._urgent: deque[Job] = deque()
+        self._normal: deque[Job] = deque()
+        self._calls: SimpleQueue[bool] = SimpleQueue()
+        self._growing = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stopping = False
+        self._grow()
+
+    def submit(self, job: Job, *, urgent: bool = False) -> None:
+        """Have ``job`` run; it must not raise, nor wait for another job."""
+        (self._urgent if urgent else self._normal).append(job)
+        self._calls.put(True)
+
+    def stop(self) -> None:
+        """End the threads after the jobs that were submitted before. Does not wait."""
+        with self._growing:
+            self._stopping = True
+        for _ in range(self._size):
+            self._calls.put(False)
+
+    def join(self) -> None:
+        """Wait until the threads have ended; a worker that calls this waits for the others."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _grow(self) -> None:
+        with self._growing:
+            number = len(self._threads)
+            if self._stopping or number >= self._size:
+                return
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        while self._calls.get():
+            if len(self._threads) < self._size and not self._calls.empty():
+                self._grow()
+            job = self._next_job()
+            job()
+            del job  # it may be all that keeps a value or a pool alive
+
+    def _next_job(self) -> Job:
+        # Every call was preceded by an append, so one of the two has a job for this thread.
+        while True:
+            try:
+                return self._urgent.popleft()
+            except IndexError:
+                pass
+            try:
+                return self._normal.popleft()
+            except IndexError:  # an urgent job came between the two looks
+                pass
