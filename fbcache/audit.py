@@ -20,11 +20,14 @@ def mend(residency: Residency) -> None:
     """Make counters, orders and locks agree with the entries again."""
     residency.resident_bytes = _resident(residency)
     residency.pinned_bytes = _pinned(residency)
+    residency.resume()
     for entry in list(residency.entries):
         if not entry.held and entry.waiters is not None:
             entry.hand_over()
             if entry.held:
                 residency.pin(entry)
+        if entry.state is not State.LOADING:
+            residency.wake_watchers(entry)
         residency.disown(entry)
         if _homeless(entry):
             residency.settle(entry)

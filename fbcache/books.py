@@ -57,7 +57,7 @@ class Books:
         self._answers: deque[tuple[Future[None], BaseException | None]] = deque()
         # Blobs that nobody needs.
         self._deletions: deque[Token] = deque()
-        self.deleting_count = 0
+        self.deleting_count = 0  # of those, being deleted now
         self.delete_job: Callable[[], None] = _nothing
         self._workers = workers
         self._mend = mend
@@ -108,8 +108,15 @@ class Books:
             del value
             ghost = entry.ghost
             if ghost is not None and not ghost.alive:
-                self.ghosts.discard(entry)
-                entry.ghost = None
+                with self.lock:
+                    if entry.ghost is ghost:
+                        self.ghosts.discard(entry)
+                        entry.ghost = None
+
+    def resume(self) -> None:
+        """Have the workers look again for what is to be done; a call too many does no harm."""
+        for _ in self._deletions:
+            self._workers.submit(self.delete_job)
 
     def check_open(self) -> None:
         """Raise PoolClosedError after ``close()``."""
@@ -178,7 +185,6 @@ class Books:
         """Give up one share of a blob; with the last one it is deleted in the background."""
         token.shares -= 1
         if token.shares == 0 and not self.closed:
-            self.deleting_count += 1
             self._deletions.append(token)
             self._workers.submit(self.delete_job)
 

@@ -90,12 +90,17 @@ class Budget(Books):
                 break
         self.disown(entry)
 
+    @property
+    def overfull(self) -> bool:
+        """Whether memory is over the budget, beyond what is pinned, and waiting can change that."""
+        return self.resident_bytes - self.pinned_bytes > self.budget and not self._hopeless()
+
     def load_waits(self) -> Waiter | None:
-        """Return what a load has to wait for: only that memory is not over the budget already."""
-        if self.resident_bytes - self.pinned_bytes <= self.budget or self._hopeless():
+        """Return what a load, or a write guard, under which a value may grow, has to wait for."""
+        if not self.overfull:
             return None
         self._make_room(0, force=False)
-        if self.resident_bytes - self.pinned_bytes <= self.budget or self._hopeless():
+        if not self.overfull:
             return None
         waiter = Waiter()
         self.room.append(waiter)
@@ -107,7 +112,8 @@ class Budget(Books):
             waiter = self.room[0]
             entry = waiter.entry
             if entry is None:
-                if self.resident_bytes - self.pinned_bytes > self.budget and not self._hopeless():
+                self._make_room(0, force=False)
+                if self.overfull:
                     return
             else:
                 self._make_room(entry.nbytes, force=True)
@@ -182,6 +188,12 @@ class Budget(Books):
             self.queued.push_last(entry)
         self._workers.submit(self.write_job)
 
+    def resume(self) -> None:
+        """Have the workers look again for what is to be done; a call too many does no harm."""
+        super().resume()
+        for _ in range(self.queued.count):
+            self._workers.submit(self.write_job)
+
     def evict(self, entry: Entry) -> int:
         """Drop a clean, unpinned value from memory (invariant 8); return the bytes freed."""
         if entry.order is not None:
@@ -212,7 +224,7 @@ class Budget(Books):
         elif entry.order is not None:
             entry.order.remove(entry)
             self.policy.add(entry)
-        elif entry.state is State.WRITING:
+        elif entry.state is State.WRITING and entry.owned:
             self.policy.add(entry)
 
     def request_write(self, entry: Entry) -> Future[None]:
@@ -252,10 +264,19 @@ class Budget(Books):
             return 0
         return self.evict(entry)
 
-    def evictable(self) -> list[Entry]:
-        """Return the unpinned values in memory, next to leave first."""
-        order = [*self.clean, *self.queued, *self.policy]
-        return [entry for entry in order if not entry.held]
+    def evictable(self, nbytes: int | None) -> list[Entry]:
+        """Return unpinned values in memory, next to leave first, of ``nbytes`` at least, or all."""
+        writing = [e for e in self.entries if e.state is State.WRITING]
+        chosen = [e for e in (*self.clean, *writing, *self.queued) if not e.held]
+        found = sum(e.nbytes for e in chosen)
+        while (nbytes is None or found < nbytes) and (entry := self._pick()) is not None:
+            chosen.append(entry)
+            found += entry.nbytes
+            if entry.state is State.CLEAN:
+                self.clean.push_last(entry)
+            else:
+                self._queue(entry)
+        return chosen
 
     # -------------------------------------------------------------------------- guards
 

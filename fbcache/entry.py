@@ -253,7 +253,7 @@ class Entry(Node):
             Its owner holds the entry for writing, or waiting would block the loop that the
             present holder needs. Nothing has changed.
         """
-        if self.writer is None and (self.waiters is None or self._reads(hold.owner)):
+        if self._may_read(hold.owner):
             self._enter_shared(hold)
             return None
         self._refuse_own(hold, exclusive=False)
@@ -296,7 +296,7 @@ class Entry(Node):
             Its owner holds the entry for writing.
         """
         self._refuse_own(hold, exclusive=False)
-        if self.writer is not None or (self.waiters is not None and not self._reads(hold.owner)):
+        if not self._may_read(hold.owner):
             return False
         self._enter_shared(hold)
         return True
@@ -321,6 +321,9 @@ class Entry(Node):
         waiters = self.waiters
         if waiters is None:
             return
+        if self.state is State.WRITING:  # the writers in line wait for that; readers need not
+            waiters = deque(sorted(waiters, key=_is_exclusive))
+            self.waiters = waiters
         while waiters and (self._free if waiters[0].exclusive else self.writer is None):
             waiter = waiters.popleft()
             hold = waiter.hold
@@ -340,7 +343,7 @@ class Entry(Node):
             return
         others = deque(w for w in waiters if w.hold is not hold)
         self.waiters = others or None
-        if len(others) < len(waiters) and self.writer is None and self.readers is not None:
+        if len(others) < len(waiters) and self.writer is None:
             self.hand_over()  # it may have been a writer with readers behind it
 
     @property
@@ -359,6 +362,12 @@ class Entry(Node):
     def _enter_exclusive(self, hold: Hold) -> None:  # straight line
         self.writer = hold
         hold.held = True
+
+    def _may_read(self, owner: Owner) -> bool:
+        """Whether a reader may enter now: ahead of writers that wait for a write to disk, too."""
+        if self.writer is not None:
+            return False
+        return self.waiters is None or self.state is State.WRITING or self._reads(owner)
 
     def _reads(self, owner: Owner) -> bool:
         hold = self.readers
@@ -408,6 +417,10 @@ class Entry(Node):
 
     def _label(self) -> str:
         return repr(self.name) if self.named else "the entry"
+
+
+def _is_exclusive(waiter: Waiter) -> bool:
+    return waiter.exclusive
 
 
 def _kind(owner: Owner) -> str:

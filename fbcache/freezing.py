@@ -120,8 +120,7 @@ class _Group:
         """Whether the owner may be frozen as it is, for all of the arrays."""
         if id(self._owner) in owned:
             return True
-        flags = self._owner.flags
-        if not (flags.owndata and flags.writeable):
+        if not _is_writeable_owner(self._owner):
             return False
         if not all(_has_own_mask(array, owned) for array in self.arrays):
             return False
@@ -152,11 +151,11 @@ class _Group:
 def _groups(value: Any) -> Collection[_Group]:
     groups: dict[int, _Group] = {}
     for array in _arrays(value):
-        group = groups.get(id(_owner(array)))
-        if group is None:
-            groups[id(_owner(array))] = _Group(array)
+        mark = id(_owner(array))
+        if mark in groups:
+            groups[mark].arrays.append(array)
         else:
-            group.arrays.append(array)
+            groups[mark] = _Group(array)
     return groups.values()
 
 
@@ -169,6 +168,11 @@ def _owner(array: Array) -> Array:
 
 #: References to an owner that come from looking at it; how many differs between interpreters.
 _OWN_REFERENCES: Final = _Group(np.empty(2)[:1]).references() - 1
+
+
+def _is_writeable_owner(array: Array) -> bool:
+    flags = array.flags  # holds a reference to the array, and so must be gone when they are counted
+    return flags.owndata and flags.writeable
 
 
 def _mask(array: Array) -> Array | None:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Protocol
 from uuid import UUID
 
 from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
-from fbcache.errors import FBCacheError, ForkedPoolError
+from fbcache.errors import CorruptBlobError, FBCacheError, ForkedPoolError, StorageError
 from fbcache.freezing import Owners, deep_copy, take_over, thaw
 from fbcache.residency import Residency
 from fbcache.sizeof import Measure, measure
@@ -59,7 +60,7 @@ class Guard(Hold):
         name over, and this one be gone, when the guard is entered, it enters the other.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_entry", "_missed", "_name", "_order", "_residency")
+    __slots__ = ("__weakref__", "_engine", "_entering", "_entry", "_missed", "_name", "_order", "_residency")
 
     def __init__(self, entry: Entry, engine: Engine, name: Hashable = MISSING) -> None:
         self.owner = 0
@@ -71,6 +72,7 @@ class Guard(Hold):
         self._name = name
         self._residency = engine.residency
         self._order: LoadOrder | None = None
+        self._entering = False
         self._missed = False
 
     def __repr__(self) -> str:
@@ -84,10 +86,11 @@ class Guard(Hold):
 
     def __enter__(self) -> Any:
         """Wait for the entry, load it if it is on disk, pin it, and return its value."""
-        if self.held:
+        if self.held or self._entering:
             raise self._entered_twice()
-        self.owner = current_owner()
         try:
+            self._entering = True
+            self.owner = current_owner()
             loop = _running_loop()
             while (step := self._residency.run(self._advance, loop)) is not None:
                 step.run()
@@ -98,10 +101,11 @@ class Guard(Hold):
 
     async def __aenter__(self) -> Any:
         """Do what ``with`` does, without blocking the event loop."""
-        if self.held:
+        if self.held or self._entering:
             raise self._entered_twice()
-        self.owner = current_owner()
         try:
+            self._entering = True
+            self.owner = current_owner()
             while (step := self._residency.run(self._advance, None)) is not None:
                 await step.arun()
             return self._opened()
@@ -153,7 +157,7 @@ class Guard(Hold):
         if waiter is not None:
             return waiter
         order = residency.order_load(entry, writable=writable)
-        work = Work(lambda: self._engine.spiller.load(order), self._engine.workers)
+        work = Work(lambda: self._carry_out(order), self._engine.workers)
         state = next_state(entry.state, Event.LOAD)
         # Straight line: `withdraw` finds the order if the state says LOADING.
         self._order = order
@@ -161,6 +165,13 @@ class Guard(Hold):
         residency.loading_count += 1
         entry.state = state
         return work
+
+    def _carry_out(self, order: LoadOrder) -> None:
+        try:
+            self._engine.spiller.load(order)
+        except (CorruptBlobError, StorageError):
+            self._residency.check_open()  # the blob went with the pool
+            raise
 
     def _miss(self) -> None:
         if not self._missed:
@@ -176,10 +187,14 @@ class Guard(Hold):
         """Undo whatever entering has come to. Under the lock."""
         residency, entry, order = self._residency, self._entry, self._order
         self._order = None
+        self._entering = False
         self._missed = False
         if order is not None and not order.started and order.entry.state is State.LOADING:
             residency.load_failed(order)
+        was_held = entry.held
         entry.give_up(self)
+        if entry.held and not was_held:
+            residency.pin(entry)
         if self.held:
             self._let_go(entry)
         else:
@@ -218,7 +233,10 @@ class ReadGuard(Guard):
         """
         if not self.held:
             raise _not_entered()
-        return self._entry.value
+        value = self._entry.value
+        if value is MISSING:
+            self._residency.check_open()
+        return value
 
     def __enter__(self) -> Any:
         """Wait for the entry, load it if it is on disk, pin it, and return its value.
@@ -236,12 +254,18 @@ class ReadGuard(Guard):
             raise self._entered_twice()
         entry = self._entry
         residency = self._residency
-        self.owner = current_owner()
+        owner = get_ident() if _running_loop() is None else current_owner()
         try:
             with residency.lock:
                 value = entry.value
-                if value is not MISSING and entry.writer is None and entry.waiters is None:
+                if (
+                    value is not MISSING
+                    and entry.writer is None
+                    and entry.waiters is None
+                    and not (self.held or self._entering)  # in another thread, meanwhile
+                ):
                     # The common case: Entry._enter_shared, written out.
+                    self.owner = owner
                     first = entry.readers
                     self.next = first
                     if first is None:
@@ -268,26 +292,26 @@ class ReadGuard(Guard):
         try:
             with residency.lock:
                 simple = (
-                    self.held
-                    and entry.order is not None
+                    entry.order is not None
                     and entry.waiters is None
                     and residency.resident_bytes <= residency.budget
                     and not residency.room
+                    and self.held
                 )
                 if simple:
                     # The common case: Entry.leave, written out.
                     before, after = self.prev, self.next
-                    if before is None:
-                        entry.readers = after
-                    else:
+                    if before is not None:
                         before.next = after
                         self.prev = None
+                    else:
+                        entry.readers = after
+                        if after is None:
+                            residency.pinned_bytes -= entry.nbytes
                     if after is not None:
                         after.prev = before
                         self.next = None
                     self.held = False
-                    if entry.readers is None:
-                        residency.pinned_bytes -= entry.nbytes
             if not simple:
                 residency.run(self.withdraw)
         except ForkedPoolError:
@@ -314,6 +338,8 @@ class ReadGuard(Guard):
             self._let_go(entry)
             return False
         self._count()
+        if entry.order is not self._residency.front:
+            self._residency.touch(entry)
         return True
 
     def _advance(self, loop: asyncio.AbstractEventLoop | None) -> Step | None:
@@ -340,6 +366,7 @@ class ReadGuard(Guard):
 
     def _opened(self) -> Any:
         self._order = None
+        self._entering = False
         return self._entry.value
 
 
@@ -350,7 +377,6 @@ class _Former:
     key: UUID | None
     exposed: bool
     token: Token | None
-    nbytes: int
 
 
 class WriteGuard(Guard):
@@ -433,7 +459,7 @@ class WriteGuard(Guard):
         if not entry.try_exclusive(self):
             return False
         self._residency.pin(entry)
-        if entry.value is MISSING:
+        if entry.value is MISSING or self._residency.overfull:
             self._let_go(entry)
             return False
         return True
@@ -458,6 +484,9 @@ class WriteGuard(Guard):
             return self._load(entry, writable=True)
         if self._rollback and entry.token is None and self._copy is MISSING:
             return Work(self._save_copy, self._engine.workers)
+        waiter = residency.load_waits()
+        if waiter is not None:
+            return waiter
         self._count()
         self._begin(entry)
         return None
@@ -471,7 +500,7 @@ class WriteGuard(Guard):
         if entry.order is not None:
             entry.order.remove(entry)
         state = next_state(entry.state, Event.MUTATE)
-        former = _Former(entry.key, entry.exposed, entry.token, entry.nbytes)
+        former = _Former(entry.key, entry.exposed, entry.token)
         # Straight line: from here on `withdraw` gives the value back.
         self._former = former
         self._value = entry.value
@@ -494,6 +523,7 @@ class WriteGuard(Guard):
 
     def _opened(self) -> Any:
         self._order = None
+        self._entering = False
         self._value, self._owners = thaw(self._value)
         return self._value
 
@@ -519,58 +549,58 @@ class WriteGuard(Guard):
 
     def _put_back(self, value: Any, nbytes: int) -> None:
         entry, residency = self._entry, self._residency
-        self._finish()
-        if entry.state is State.DROPPED:  # the pool was closed
-            entry.leave(self)
-            return
-        residency.correct_size(entry, nbytes)
         state = next_state(entry.state, Event.SETTLE)
-        entry.value = value
+        # Straight line: the entry has its value again exactly when the guard has it no more.
+        self._former = None
+        if state is not State.DROPPED:
+            entry.value = value
+            entry.thawable = True
+            entry.reloaded = False
         entry.state = state
-        entry.thawable = True
-        entry.reloaded = False
+        if state is not State.DROPPED:  # else the pool was closed
+            residency.correct_size(entry, nbytes)
         self._let_go(entry)
+        self._forget()
 
     def _restore(self) -> None:
         """Bring content and key back as they were: from the blob, or from the copy."""
-        former = self._former
+        former, entry, residency = self._former, self._entry, self._residency
         if former is None:
-            return
-        entry, residency, copy = self._entry, self._residency, self._copy
-        if entry.state is State.DROPPED:
-            self._finish()
-            entry.leave(self)
             return
         if entry.exposed and entry.key is not None:
             residency.keys.outdate(entry.key)
+        if former.exposed and former.key is not None and entry.state is not State.DROPPED:
+            residency.keys.renew(former.key, entry)
         entry.key = former.key
         entry.exposed = former.exposed
-        if former.exposed and former.key is not None:
-            residency.keys.renew(former.key, entry)
         if former.token is None:
-            self._put_back(take_over(copy), former.nbytes)
+            self._put_back(take_over(self._copy), entry.nbytes)
             return
-        self._finish()
-        residency.resident_bytes -= entry.nbytes
-        residency.pinned_bytes -= entry.nbytes
-        entry.token = former.token
-        entry.nbytes = former.nbytes
-        entry.state = next_state(entry.state, Event.RESTORE)
-        self._let_go(entry)
-
-    def _finish(self) -> None:
+        state = next_state(entry.state, Event.RESTORE)
+        # Straight line.
         self._former = None
+        if state is not State.DROPPED:
+            entry.token = former.token
+            residency.resident_bytes -= entry.nbytes
+            residency.pinned_bytes -= entry.nbytes
+        entry.state = state
+        self._let_go(entry)
+        self._forget()
+
+    def _forget(self) -> None:
         self._value = self._copy = MISSING
         self._owners = {}
 
     def withdraw(self) -> None:
         """Undo whatever entering has come to; a value taken already goes back. Under the lock."""
-        if self._former is not None:
+        if self._former is not None and self._rollback:
+            self._restore()
+        elif self._former is not None:
             entry = self._entry
             value = take_over(self._value, owned=self._owners)
             self._settle(value, Measure(entry.nbytes, entry.exact))
         else:
-            self._copy = MISSING
+            self._forget()
             super().withdraw()
 
 

@@ -227,6 +227,7 @@ class MakeMutGuard(WriteGuard):
         self._residency.run(self._move_to_copy, twin)
 
     def _move_to_copy(self, twin: Entry) -> None:
+        self._residency.check_open()
         # It takes the place of a value being loaded: room is found when the guard leaves.
         self._residency.admit(twin)
         self._move(twin)

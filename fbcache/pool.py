@@ -8,6 +8,7 @@ a dictionary's ``get`` is atomic.
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 import time
 from collections.abc import Hashable, Iterable, Iterator
@@ -488,7 +489,7 @@ class FBPool:
         residency = self._engine.residency
         residency.check_open()
         if names is None:
-            entries = residency.run(residency.evictable)
+            entries = residency.run(residency.evictable, nbytes)
         else:
             entries = [self._look_up(name) for name in names]
         return self._evict(entries, nbytes)
@@ -590,7 +591,7 @@ class FBPool:
         if named != set(self._engine.names.values()):
             raise InternalError("the table of names and the entries disagree")
         for name, entry in self._engine.names.items():
-            if entry.name != name:
+            if entry.name is not name and entry.name != name:  # nan is not equal to itself
                 raise InternalError(f"{entry!r} is listed as {name!r}")
 
     # -------------------------------------------------------------------------------- end
@@ -621,15 +622,21 @@ class FBPool:
 
 
 def _make_entry(value: Any, copy: bool, nbytes: int | None) -> Entry:
-    if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int)):
-        raise TypeError(f"nbytes is a number of bytes, not {nbytes!r}")
-    if nbytes is not None and nbytes < 0:
-        raise ValueError(f"nbytes is at least 0, not {nbytes}")
+    if nbytes is not None:
+        nbytes = _check_nbytes(nbytes)
     value = take_over(deep_copy(value) if copy else value)
     if nbytes is not None:
         return Entry(value, nbytes, fixed=True)
     size = measure(value)
     return Entry(value, size.nbytes, exact=size.exact)
+
+
+def _check_nbytes(nbytes: int) -> int:
+    if isinstance(nbytes, bool) or not hasattr(nbytes, "__index__"):
+        raise TypeError(f"nbytes is a number of bytes, not {nbytes!r}")
+    if nbytes < 0:
+        raise ValueError(f"nbytes is at least 0, not {nbytes}")
+    return operator.index(nbytes)
 
 
 def _check_name(name: Hashable) -> None:

@@ -150,15 +150,23 @@ class Residency(Budget):
 
     def _loaded(self, order: LoadOrder, value: Any) -> None:
         entry = order.entry
-        if not self._load_ended(order, Event.LOADED):
+        state = next_state(entry.state, Event.LOADED) if order.open else State.DROPPED
+        if state is State.DROPPED:
             self._garbage.append((entry, value))
+            self._close_order(order)
             return
+        # Straight line.
+        order.open = False
+        self.loading_count -= 1
         entry.value = value
         entry.thawable = order.writable
         entry.reloaded = True
+        entry.state = state
         self.take_in(entry)
         self.loads += 1
         self.bytes_read += order.token.nbytes
+        self.release_token(order.token)
+        self.wake_watchers(entry)
 
     def take_in(self, entry: Entry) -> None:
         """Count a value that is back in memory."""
@@ -178,20 +186,19 @@ class Residency(Budget):
         self.run(self._load_failed, order)
 
     def _load_failed(self, order: LoadOrder) -> None:
-        self._load_ended(order, Event.LOAD_FAILED)
-
-    def _load_ended(self, order: LoadOrder, event: Event) -> bool:
-        """Close ``order``; whether its entry is still there to be told."""
-        if not order.open:
-            return False
         entry = order.entry
-        state = next_state(entry.state, event)
-        order.open = False
-        entry.state = state
-        self.loading_count -= 1
-        self.release_token(order.token)
-        self.wake_watchers(entry)
-        return state is not State.DROPPED
+        if order.open:
+            state = next_state(entry.state, Event.LOAD_FAILED)
+            self._close_order(order)
+            entry.state = state
+            self.wake_watchers(entry)
+
+    def _close_order(self, order: LoadOrder) -> None:
+        if order.open:
+            # Straight line.
+            order.open = False
+            self.loading_count -= 1
+            self.release_token(order.token)
 
     def recall(self, entry: Entry) -> bool:
         """Bring a spilled value back from the program's own variables, if it is there."""
@@ -216,10 +223,13 @@ class Residency(Budget):
 
     def next_deletion(self) -> Token | None:
         """Return a blob that nobody needs any more."""
-        try:
-            return self._deletions.popleft()
-        except IndexError:
+        return self.run(self._next_deletion)
+
+    def _next_deletion(self) -> Token | None:
+        if self.closed or not self._deletions:
             return None
+        self.deleting_count += 1
+        return self._deletions.popleft()
 
     def deleted(self, error: StorageError | None) -> None:
         """Hear that a deletion came to its end."""
@@ -250,7 +260,13 @@ class Residency(Budget):
                 waiter.wake()
 
     def _busy(self) -> bool:
-        return bool(self.queued.count or self.writing_count or self.loading_count or self.deleting_count)
+        return bool(
+            self.queued.count
+            or self.writing_count
+            or self.loading_count
+            or self._deletions
+            or self.deleting_count
+        )
 
     def take_background_error(self) -> BaseException | None:
         """Return the first error not raised yet, and count it as raised."""

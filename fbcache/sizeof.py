@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -32,6 +32,7 @@ Size: TypeAlias = int | tuple[int, Iterable[Any]]
 
 _ALLOWANCE: Final = 20_000  # objects visited: some 20 ms
 _SAMPLE: Final = 1_000  # most items of one container that are visited
+_GOLDEN: Final = 0.6180339887498949
 _DEFAULT: Final = 64  # bytes of an object that does not say
 _ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 _SHARED: Final = (  # belong to the program, whoever refers to them
@@ -194,11 +195,19 @@ class _Walk:
         return own, _attributes(array)
 
 
-def _spread(group: Collection[Any], count: int, taken: int) -> Sequence[Any]:
-    step = count // taken
+def _spread(group: Collection[Any], count: int, taken: int) -> list[Any]:
+    """One item out of each of ``taken`` stretches of equal length.
+
+    Which one changes from stretch to stretch, by the golden ratio: every n-th would see a fraction
+    only of what comes in a rhythm.
+    """
+    step = count / taken
+    places = [int(step * (index + index * _GOLDEN % 1)) for index in range(taken)]
     if isinstance(group, (list, tuple)):
-        return group[: taken * step : step]
-    return list(islice(group, 0, taken * step, step))
+        return [group[place] for place in places]
+    items = iter(group)
+    gaps = [place - before - 1 for before, place in pairwise([-1, *places])]
+    return [next(islice(items, gap, None)) for gap in gaps]
 
 
 def _header(array: np.ndarray[Any, Any]) -> int:

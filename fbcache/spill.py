@@ -157,9 +157,12 @@ class Spiller:
             raise CorruptBlobError(
                 f"it was written by the codec {frames.codec!r}, not {self._codec.name!r}",
                 key=key,
-                path=self._store.path,
+                path=self._store.locate(key),
             )
-        value = self._codec.decode(frames, writable=order.writable, allow_pickle=True)
+        try:
+            value = self._codec.decode(frames, writable=order.writable, allow_pickle=True)
+        except CorruptBlobError as error:  # a codec does not know whose frames they are
+            raise CorruptBlobError(error.reason, key=key, path=self._store.locate(key)) from error
         if not order.writable:
             return value
         # Frozen like every value in memory; all its arrays are its own, whatever they are views of.

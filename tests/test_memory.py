@@ -55,9 +55,11 @@ def test_shares_and_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_size(None) == default_budget() == 4 * GB
 
 
-@pytest.mark.parametrize("spec", [True, False, b"2GB", [1], object(), 1j, Fraction(5, 2), np.float32(3), np.True_])
+@pytest.mark.parametrize(
+    "spec", [True, False, b"2GB", [1], object(), 1j, Fraction(5, 2), np.float32(3), np.True_]
+)
 def test_what_is_no_size_is_a_type_error_that_says_what_would_do(spec: object) -> None:
-    with pytest.raises(TypeError, match="min_free must not be of type.*'2GB'"):
+    with pytest.raises(TypeError, match=r"min_free must not be of type.*'2GB'"):
         parse_size(spec, name="min_free")  # type: ignore[arg-type]
 
 
@@ -94,7 +96,7 @@ def test_what_is_no_size_is_a_type_error_that_says_what_would_do(spec: object) -
     ],
 )
 def test_absurd_sizes_are_value_errors_that_say_what_would_do(spec: int | float | str) -> None:
-    with pytest.raises(ValueError, match="memory.*'2GB', '512MiB' or '50%'"):
+    with pytest.raises(ValueError, match=r"memory.*'2GB', '512MiB' or '50%'"):
         parse_size(spec)
 
 
@@ -171,7 +173,9 @@ def test_v2_a_group_outside_of_the_namespace(tmp_path: Path) -> None:
 
 
 def test_v1_the_least_limit_up_to_the_top(tmp_path: Path) -> None:
-    root = FakeRoot(tmp_path, "3:cpu,cpuacct:/a\n4:memory:/outer/inner\n1:name=systemd:/\n", OTHER_MOUNTS + V1_MOUNT)
+    root = FakeRoot(
+        tmp_path, "3:cpu,cpuacct:/a\n4:memory:/outer/inner\n1:name=systemd:/\n", OTHER_MOUNTS + V1_MOUNT
+    )
     root.limit("sys/fs/cgroup/memory/memory.limit_in_bytes", UNLIMITED_V1)
     root.limit("sys/fs/cgroup/memory/outer/memory.limit_in_bytes", f"{3 * GB}\n")
     root.limit("sys/fs/cgroup/memory/outer/inner/memory.limit_in_bytes", f"{UNLIMITED_V1}\n")

@@ -18,10 +18,9 @@ import numpy as np
 
 from fbcache.codec import tags
 from fbcache.codec.dtypes import PLAIN, describe, parse
-from fbcache.codec.memory import Array, alias, bounds, raw, sealed
+from fbcache.codec.memory import Array, alias, bounds, raw
 from fbcache.codec.pickling import encode_pickled
-from fbcache.codec.scalars import expect
-from fbcache.codec.tags import INLINE_ARRAY, Node
+from fbcache.codec.tags import INLINE_ARRAY, Node, expect
 
 if TYPE_CHECKING:
     from fbcache.codec.decoder import Decoder
@@ -72,11 +71,11 @@ def _encode_void(encoder: Encoder, value: np.void) -> Node:
     described = describe(value.dtype)
     if described is None:
         return encode_pickled(encoder, value)
-    return [tags.SCALAR, described, value.tobytes()]
+    return [tags.VOID, described, value.tobytes()]
 
 
 def _encode_str_scalar(encoder: Encoder, value: np.str_) -> Node:
-    return [tags.STR_SCALAR, str(value).encode(errors="surrogatepass")]
+    return [tags.STR_SCALAR, value.encode(errors="surrogatepass")]
 
 
 def _encode_bytes_scalar(encoder: Encoder, value: np.bytes_) -> Node:
@@ -164,12 +163,18 @@ def _overlapping(placement: Placement) -> Iterator[tuple[Placement, int, int]]:
 def _decode_array(decoder: Decoder, node: list[Node], depth: int) -> Array:
     _, described, shape, source, fortran = node
     memory = _memory(decoder, source)
-    array: Array = np.ndarray(
-        tuple(expect(shape, list)), parse(described), memory, order="F" if expect(fortran, bool) else "C"
-    )
+    order: Any = "F" if expect(fortran, bool) else "C"
+    array: Array = np.ndarray(_shape(shape), parse(described), memory, order=order)
     if array.nbytes != memory.nbytes:
         raise ValueError("an array's shape does not match its memory")
     return array
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    shape = tuple(expect(node, list))
+    if shape and (set(map(type, shape)) != {int} or min(shape) < 0):  # numpy takes -1 for "the rest"
+        raise ValueError(f"an array's shape is {shape}")
+    return shape
 
 
 def _memory(decoder: Decoder, source: Node) -> Array:
@@ -182,13 +187,9 @@ def _memory(decoder: Decoder, source: Node) -> Array:
 def _decode_view(decoder: Decoder, node: list[Node], depth: int) -> Array:
     _, described, shape, source, offset, strides = node
     # numpy holds offset, shape and strides against the buffer's bounds.
-    return np.ndarray(
-        tuple(expect(shape, list)),
-        parse(described),
-        decoder.memory(source),
-        expect(offset, int),
-        tuple(expect(strides, list)),
-    )
+    memory = decoder.memory(source)
+    strides = tuple(expect(strides, list))
+    return np.ndarray(_shape(shape), parse(described), memory, expect(offset, int), strides)
 
 
 def _decode_objects(decoder: Decoder, node: list[Node], depth: int) -> Array:
@@ -197,7 +198,7 @@ def _decode_objects(decoder: Decoder, node: list[Node], depth: int) -> Array:
     array = np.empty(len(values), object)
     for index, value in enumerate(values):  # a slice's assignment would look into the values
         array[index] = value
-    return _finished(decoder, array.reshape(expect(shape, list), order="F" if expect(fortran, bool) else "C"))
+    return _shaped(decoder, array, shape, "F" if expect(fortran, bool) else "C")
 
 
 def _decode_strings(decoder: Decoder, node: list[Node], depth: int) -> Array:
@@ -209,11 +210,13 @@ def _decode_strings(decoder: Decoder, node: list[Node], depth: int) -> Array:
     array = np.empty(len(expect(items, list)), dtype)
     for index, value in enumerate(decoder.items(items, depth)):
         array[index] = value
-    return _finished(decoder, array.reshape(expect(shape, list)))
+    return _shaped(decoder, array, shape, "C")
 
 
-def _finished(decoder: Decoder, array: Array) -> Array:
-    return array if decoder.writable else sealed(array)
+def _shaped(decoder: Decoder, array: Array, shape: Node, order: Any) -> Array:
+    """A view of an array of that shape; neither can be written through it unless the value is to be."""
+    array.setflags(write=decoder.writable)
+    return array.reshape(_shape(shape), order=order)
 
 
 def _decode_masked(decoder: Decoder, node: list[Node], depth: int) -> np.ma.MaskedArray[Any, Any]:
@@ -257,4 +260,5 @@ NUMBERED_DECODERS: Final[dict[int, _Decode]] = {
     tags.OBJECTS: _decode_objects,
     tags.STRINGS: _decode_strings,
     tags.MASKED: _decode_masked,
+    tags.VOID: _decode_scalar,
 }

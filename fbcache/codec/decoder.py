@@ -14,8 +14,7 @@ from fbcache.codec import arrays, registry, scalars, tags
 from fbcache.codec.frames import Buffer
 from fbcache.codec.memory import Array, root
 from fbcache.codec.pickling import decode_pickled
-from fbcache.codec.scalars import expect
-from fbcache.codec.tags import ATOMS, MAX_DEPTH, Node
+from fbcache.codec.tags import ATOMS, MAX_DEPTH, Node, expect
 
 _DEEPEST: Final = MAX_DEPTH + 2  # at the bottom there may be a time, and in it its zone
 _PARSED: Final = ATOMS | {bytes}

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fbcache.codec.tags import Node
+from fbcache.codec.tags import Node, expect
 
 DType: TypeAlias = np.dtype[Any]
 
@@ -105,5 +105,5 @@ def _parse_fields(node: list[Node], depth: int) -> DType:
         "titles": titles,
         "itemsize": itemsize,
     }
-    dtype = np.dtype(fields, align=aligned)
-    return np.dtype((np.record, dtype)) if record else dtype
+    dtype = np.dtype(fields, align=expect(aligned, bool))
+    return np.dtype((np.record, dtype)) if expect(record, bool) else dtype

@@ -82,9 +82,3 @@ def root(buffer: memoryview) -> Array:
     # This constructor makes the array that the buffer is a view of, where it is one, the base;
     # so the memory has an owner whose flag can be switched.
     return np.ndarray((buffer.nbytes,), np.uint8, buffer)
-
-
-def sealed(array: Array) -> Array:
-    """Return a view of an array that owns its memory; neither can be written through the view."""
-    array.setflags(write=False)
-    return array.view()

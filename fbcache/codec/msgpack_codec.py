@@ -22,7 +22,7 @@ _NAME: Final = "msgpack"
 _BEYOND_MSGPACK: Final = (OverflowError, UnicodeEncodeError)
 
 #: What the constructors of values raise when a tree describes none.
-_DAMAGE: Final = (ValueError, TypeError, ArithmeticError, LookupError, OSError, RecursionError)
+_DAMAGE: Final = (ValueError, TypeError, ArithmeticError, LookupError, OSError)
 
 
 class MsgpackCodec:
@@ -72,7 +72,7 @@ class MsgpackCodec:
         if frames.codec != _NAME:
             raise CorruptBlobError(f"it was made by another codec, {frames.codec!r}")
         if frames.pickled is not None and not allow_pickle:
-            path, _, _ = frames.pickled.partition(": ")
+            path, _, _ = frames.pickled.rpartition(": ")
             raise PickleRefusedError(f"{frames.pickled} was pickled; allow_pickle=True loads it", path)
         try:
             tree = msgpack.unpackb(frames.tree, strict_map_key=False)

@@ -10,7 +10,8 @@ import copyreg
 import io
 import pickle
 from collections import ChainMap
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +43,8 @@ def encode_pickled(encoder: Encoder, value: Any) -> Node:
     buffers: list[memoryview] = []
     try:
         stream = _pickle(value, buffers)
+    except MemoryError:  # says nothing about the value
+        raise
     except Exception as error:
         raise encoder.unsupported(f"{what} has no encoder, and pickle fails: {error}") from error
     if encoder.pickled is None:
@@ -92,7 +95,9 @@ def rebuild_array(buffer: Any, dtype: np.dtype[Any], shape: tuple[int, ...], for
     return np.ndarray(shape, dtype, root(memoryview(buffer)), order="F" if fortran else "C")
 
 
-_reducers: Final = ChainMap({np.ndarray: _reduce_array}, copyreg.dispatch_table)
+_reducers: ChainMap[type, Callable[[Any], Any]] = ChainMap(
+    {np.ndarray: _reduce_array}, copyreg.dispatch_table
+)
 
 
 def decode_pickled(decoder: Decoder, node: list[Node], depth: int) -> Any:
@@ -114,6 +119,8 @@ def decode_pickled(decoder: Decoder, node: list[Node], depth: int) -> Any:
     buffers = [decoder.buffer(first + index) for index in range(count)]
     try:
         return pickle.loads(stream, buffers=buffers)
+    except MemoryError:
+        raise
     except (ImportError, AttributeError) as error:
         raise UnsupportedTypeError(f"a pickled part of the value cannot be imported: {error}") from error
     except Exception as error:

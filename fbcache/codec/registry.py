@@ -211,6 +211,7 @@ def _by_fields(cls: type) -> tuple[_State, _Restore]:
                 part = getattr(value, name)
             except AttributeError as error:
                 raise encoder.unsupported("the field is not set") from error
+            encoder.keep(part)  # a descriptor may have made it just now
             nodes[name] = encoder.node(part)
         return nodes
 

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from fbcache.codec import tags
 from fbcache.codec.pickling import encode_pickled
-from fbcache.codec.tags import Node
+from fbcache.codec.tags import Node, expect
 
 if TYPE_CHECKING:
     from fbcache.codec.decoder import Decoder
@@ -208,19 +208,6 @@ def _decode_zone(decoder: Decoder, node: list[Node], depth: int) -> ZoneInfo:
 def _decode_slice(decoder: Decoder, node: list[Node], depth: int) -> slice:
     start, stop, step = decoder.items(node[1], depth)
     return slice(start, stop, step)
-
-
-def expect(value: Any, kind: type[Any]) -> Any:
-    """Return ``value``, which must be exactly a ``kind``.
-
-    Raises
-    ------
-    TypeError
-        It is not.
-    """
-    if type(value) is not kind:
-        raise TypeError(f"a {type(value).__name__} stands where a {kind.__name__} should")
-    return value
 
 
 LEAF_DECODERS: Final[dict[int, _Decode]] = {

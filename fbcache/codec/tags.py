@@ -23,7 +23,8 @@ ARRAY        dtype, shape, bytes or buffer, Fortran             yes
 VIEW         dtype, shape, buffer, offset, strides              yes
 OBJECTS      shape, items, Fortran                              yes
 STRINGS      shape, items, coerce, [missing value]              yes
-MASKED       data, mask, fill value, hard                       yes
+MASKED       [data, mask, fill value], hard                     yes
+VOID         dtype, bytes                                       yes
 INT          bytes (signed, little-endian)
 TEXT         bytes (UTF-8, with lone surrogates)
 others       see :mod:`scalars` and :mod:`arrays`
@@ -72,6 +73,7 @@ MASKED: Final = 52
 SCALAR: Final = 53
 STR_SCALAR: Final = 54
 BYTES_SCALAR: Final = 55
+VOID: Final = 56
 
 #: Types that stand for themselves in a tree, as far as msgpack can hold the value.
 ATOMS: Final = frozenset({type(None), bool, int, float, str})
@@ -84,6 +86,19 @@ SAFE_ATOMS: Final = frozenset({type(None), bool, float})
 INLINE_BYTES: Final = 4096
 INLINE_ARRAY: Final = 256
 
-#: Most levels of nesting. Each takes two Python frames, of 1000 that there are by default, and up
+#: Most levels of nesting. Each takes three Python frames, of 1000 that there are by default, and up
 #: to two msgpack levels, of 511 that its older versions have.
 MAX_DEPTH: Final = 200
+
+
+def expect(value: Any, kind: type[Any]) -> Any:
+    """Return ``value``, which must be exactly a ``kind``.
+
+    Raises
+    ------
+    TypeError
+        It is not.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} stands where a {kind.__name__} should")
+    return value

@@ -162,6 +162,10 @@ class FileStore:
             raise self._error("remove", path, error) from error
         self._ledger.forget(key)
 
+    def locate(self, key: UUID) -> str:
+        """Return the path of the blob of ``key``, whether it is there or not."""
+        return self._path_of(key.hex)
+
     # ------------------------------------------------------------------ the store
 
     @property

@@ -79,6 +79,10 @@ class BlobStore(Protocol):
         """
         ...
 
+    def locate(self, key: UUID) -> str:
+        """Return where the blob of ``key`` is, or would be, for messages."""
+        ...
+
     @property
     def disk_bytes(self) -> int:
         """Bytes on disk now, blobs being written included."""

@@ -94,7 +94,9 @@ def test_the_last_view_dropped_unmaps_even_inside_a_cycle(opened: int) -> None:
     assert len(LIVE_MAPS) == count and mapped_lines() == lines
 
 
-def test_past_the_bound_there_is_none_until_one_is_dropped(opened: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_past_the_bound_there_is_none_until_one_is_dropped(
+    opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gc.collect()
     monkeypatch.setattr(LIVE_MAPS, "bound", len(LIVE_MAPS) + 3)
     kept = [try_map(DISK, opened, 100) for _ in range(3)]

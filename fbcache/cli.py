@@ -1,0 +1,22 @@
+"""The command ``fbcache``, also as ``python -m fbcache``.
+
+It needs click and rich, which are not dependencies of the library: where they are
+missing, it says how to get them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_NEEDED = frozenset({"click", "rich"})
+
+
+def main() -> None:
+    """Run the command with the program's arguments, and exit with its code."""
+    try:
+        from fbcache.commands import fbcache
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        sys.exit(f"The command line needs {error.name}, which is not installed: pip install 'fbcache[demo]'")
+    fbcache(prog_name="fbcache")
