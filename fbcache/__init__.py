@@ -2,7 +2,7 @@
 
 The map of the house, from the street to the cellar; each room imports only from rooms below it:
 
-``cli``, ``demo``
+``cli``, ``commands``, ``demo``
     what people start from a terminal
 ``pool``
     ``FBPool``: names, and the public face; decides nothing itself
@@ -12,7 +12,7 @@ The map of the house, from the street to the cellar; each room imports only from
     ``Fb``, and the guards that ``with`` and ``async with`` enter
 ``audit``
     every counter counted anew: to check, and to mend what an interrupt tore
-``residency``
+``residency``, ``budget``, ``books``
     the budget: who stays, who is written ahead, who leaves, who waits; does no I/O
 ``spill``, ``workers``
     the acts, outside the lock, and the threads that do them

@@ -42,6 +42,7 @@ class Books:
         self.lock: Any = RLock()
         self.torn = False
         self.closed = False
+        self.why_closed: Callable[[], FBCacheError] = _closed
         self.entries: set[Entry] = set()
         self.ending: set[Entry] = set()  # dropped while their blob was being written
         self.ghosts: set[Entry] = set()  # evicted, and still referred to by the program
@@ -119,9 +120,9 @@ class Books:
             self._workers.submit(self.delete_job)
 
     def check_open(self) -> None:
-        """Raise PoolClosedError after ``close()``."""
+        """Raise PoolClosedError after ``close()``, and ForkedPoolError in a forked child."""
         if self.closed:
-            raise PoolClosedError("the pool was closed; make a new FBPool")
+            raise self.why_closed()
 
     # ----------------------------------------------------------------------- ownership
 
@@ -205,6 +206,10 @@ class Books:
 
 def _nothing() -> None:
     pass
+
+
+def _closed() -> FBCacheError:
+    return PoolClosedError("the pool was closed; make a new FBPool")
 
 
 def _answer(future: Future[None], error: BaseException | None) -> None:

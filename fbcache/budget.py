@@ -145,7 +145,8 @@ class Budget(Books):
                     self.evict(entry)
                 continue
             lacking = self.resident_bytes + nbytes - self.budget
-            if self.queued.nbytes + self.writing_bytes >= lacking or (self.suspended and not force):
+            enough = self.queued.nbytes + self.writing_bytes >= lacking or (self.suspended and not force)
+            if enough and not self._cleanly_next():
                 return
             entry = self._pick()
             if entry is None:
@@ -170,6 +171,11 @@ class Budget(Books):
                 self.clean.push_last(entry)
             else:
                 self._queue(entry)
+
+    def _cleanly_next(self) -> bool:
+        """Whether the next to leave needs no write: then nobody has to wait for one."""
+        entry = self.policy.last()
+        return entry is not None and (entry.held or entry.state is State.CLEAN)
 
     def _pick(self) -> Entry | None:
         """Take the next unpinned entry from the policy."""
@@ -292,6 +298,8 @@ class Budget(Books):
         entry.hand_over()
         if entry.held:
             self.pin(entry)
+            if entry.requests is not None and entry.writer is None and entry.state is State.RESIDENT:
+                self._queue(entry, first=True)  # asked for during a mutation; readers do not mind it
             return
         self.disown(entry)
         self.settle(entry)

@@ -18,5 +18,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise
-        sys.exit(f"The command line needs {error.name}, which is not installed: pip install 'fbcache[demo]'")
+        needs = f"the command line needs {error.name}, which is not installed"
+        print(f"Error: {needs}. Install it by: pip install 'fbcache[demo]'", file=sys.stderr)
+        sys.exit(2)
     fbcache(prog_name="fbcache")

@@ -79,33 +79,46 @@ class Engine:
         if self.forked:
             return
         with self._closing:
-            if self._closed:
-                return
-            residency = self.residency
-            residency.run(residency.close)
-            self.names = _Gone(_closed)
-            self.workers.stop()
-            self.workers.join()
-            self._remove_files()
-            self._closed = True
-            error = residency.take_background_error()
+            self._close()
+
+    def _close_from_worker(self) -> None:
+        """Close, unless somebody does who waits for this very thread."""
+        if self._closing.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._closing.release()
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        residency = self.residency
+        residency.run(residency.close)
+        self.names = _Gone(_closed)
+        self.workers.stop()
+        self.workers.join()
+        self._remove_files()
+        self._closed = True
+        error = residency.take_background_error()
         if error is not None:
             warnings.warn(
                 f"a pool was closed with an error that nobody had raised: {error!r}; "
                 "`pool.drain()` raises such errors",
                 FBCacheWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def collected(self) -> None:
         """Close from a finalizer: the workers do it (invariant 7)."""
         if not self.forked and not self._closed:
-            self.workers.submit(self.close)
+            self.workers.submit(self._close_from_worker)
 
     def leave_to_parent(self) -> None:
         """Make every use in a forked child an error, and let go of what the child inherited."""
         self.forked = True
         self.names = _Gone(_forked)
+        self.residency.closed = True
+        self.residency.why_closed = _forked
         self.residency.lock = _GoneLock()
         if self.session is not None:
             self.session.abandon_in_child()
@@ -116,7 +129,7 @@ class Engine:
             if self.session is not None:
                 self.session.close()
         except StorageError as error:
-            warnings.warn(f"files of a closed pool remain: {error}", FBCacheWarning, stacklevel=4)
+            warnings.warn(f"files of a closed pool remain: {error}", FBCacheWarning, stacklevel=5)
 
 
 class _Gone(dict[Hashable, Entry]):

@@ -326,6 +326,8 @@ class Entry(Node):
             self.waiters = waiters
         while waiters and (self._free if waiters[0].exclusive else self.writer is None):
             waiter = waiters.popleft()
+            if waiter.orphaned:
+                continue
             hold = waiter.hold
             assert hold is not None
             if waiter.exclusive:

@@ -76,8 +76,9 @@ class Fb:
     @property
     def key(self) -> UUID:
         """The key of the content as it is now; another one after each mutation."""
-        engine = self._engine
-        return engine.residency.run(engine.residency.keys.expose, self._owned)
+        residency = self._engine.residency
+        residency.check_open()
+        return residency.run(residency.keys.expose, self._owned)
 
     @property
     def name(self) -> Hashable:

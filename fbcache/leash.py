@@ -21,7 +21,18 @@ class _Leash(Generic[G]):
 
     def __init__(self, guard: G) -> None:
         self._guard = guard
-        self._fresh = True
+        self._fresh = False
+
+    def take(self) -> bool:
+        """Enter the guard, if that needs neither waiting nor loading."""
+        guard = self._guard
+        try:
+            entered = guard.try_enter()
+        except BaseException:
+            guard._residency.run(guard.withdraw)
+            raise
+        self._fresh = entered  # straight line after the call: from here on the finalizer lets go
+        return entered
 
     def __repr__(self) -> str:
         return repr(self._guard)
@@ -87,9 +98,11 @@ class HeldWriteGuard(_Leash[WriteGuard]):
 
 def try_read(guard: ReadGuard) -> HeldReadGuard | None:
     """Return ``guard``, held, if that needs neither waiting nor loading, else None."""
-    return HeldReadGuard(guard) if guard.try_enter() else None
+    held = HeldReadGuard(guard)
+    return held if held.take() else None
 
 
 def try_write(guard: WriteGuard) -> HeldWriteGuard | None:
     """Return ``guard``, held, if that needs neither waiting nor loading, else None."""
-    return HeldWriteGuard(guard) if guard.try_enter() else None
+    held = HeldWriteGuard(guard)
+    return held if held.take() else None

@@ -139,6 +139,10 @@ class Policy(Protocol[Entry]):
         """Take out and return the entry to leave next; None when there is none."""
         ...
 
+    def last(self) -> Entry | None:
+        """Return the entry to leave next and leave it in; None where that cannot be told."""
+        ...
+
     def owns(self, entry: Entry) -> bool:
         """Whether ``entry`` is in this policy."""
         ...
@@ -183,6 +187,10 @@ class TwoSegmentLRU(Generic[Entry]):
         if entry is not None:
             chain.remove(entry)
         return entry
+
+    def last(self) -> Entry | None:
+        """Return the last entry of the back half, else of the front half."""
+        return self.back.last or self.front.last
 
     def owns(self, entry: Entry) -> bool:
         """Whether ``entry`` is in either half."""
@@ -256,6 +264,10 @@ class CachetoolsPolicy(Generic[Entry]):
         entry: Entry = cache.popitem()[0]
         self._left(entry)
         return entry
+
+    def last(self) -> Entry | None:
+        """Return None: cachetools tells its victim only in evicting it."""
+        return None
 
     def owns(self, entry: Entry) -> bool:
         """Whether ``entry`` is here."""

@@ -216,8 +216,7 @@ class FBPool:
             residency.run(residency.stalled, since)
         if not woken:
             raise self._too_late(entry)
-        if waiter.error is not None:
-            raise waiter.error
+        waiter.raise_error()
 
     def _spill_at_once(self, written: Future[None]) -> None:
         """Wait until a value larger than the budget is on disk."""
@@ -230,6 +229,8 @@ class FBPool:
                 f"a value larger than the budget was not written within {self._put_timeout} s; "
                 "nothing was stored"
             ) from None
+        finally:
+            del written  # its error refers to this frame; the cycle would keep the value alive
 
     def _too_late(self, entry: Entry) -> PutTimeoutError:
         return PutTimeoutError(
@@ -516,7 +517,10 @@ class FBPool:
             else:
                 failed.add_note(f"and: {error!r}")
         if failed is not None:
-            raise failed
+            try:
+                raise failed
+            finally:
+                del failed, error, future, written  # they refer to each other through this frame
         return freed
 
     def drain(self) -> None:
@@ -534,7 +538,10 @@ class FBPool:
             waiter.run()
         error = residency.run(residency.take_background_error)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
 
     # ---------------------------------------------------------------------------- insight
 

@@ -132,8 +132,7 @@ class Residency(Budget):
                     self.room.remove(waiter)
                     waiter.wake(error)
                     return
-        if self.background_error is None:
-            self.background_error = error
+        self._keep_for_later(error)
 
     # --------------------------------------------------------------------------- loads
 
@@ -239,8 +238,7 @@ class Residency(Budget):
         self.deleting_count -= 1
         if error is not None:
             self.errors += 1
-            if self.background_error is None:
-                self.background_error = error
+            self._keep_for_later(error)
 
     # ----------------------------------------------------------------- resize and close
 
@@ -267,6 +265,13 @@ class Residency(Budget):
             or self._deletions
             or self.deleting_count
         )
+
+    def _keep_for_later(self, error: BaseException) -> None:
+        """Keep an error that no call waits for; those after the first as its notes."""
+        if self.background_error is None:
+            self.background_error = error
+        else:
+            self.background_error.add_note(f"and: {error!r}")
 
     def take_background_error(self) -> BaseException | None:
         """Return the first error not raised yet, and count it as raised."""

@@ -104,6 +104,12 @@ class Waiter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[None] | None = None
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether its event loop was closed meanwhile, so that nobody is left to be woken."""
+        loop = self._loop
+        return loop is not None and loop.is_closed()
+
     def wake(self, error: BaseException | None = None) -> None:
         """Let the sleeper go on, or raise ``error`` in it. Only the first wake counts."""
         if self.done:
@@ -130,8 +136,20 @@ class Waiter:
     def run(self) -> None:
         """Sleep, then raise the error that came with the wake."""
         self.sleep()
-        if self.error is not None:
-            raise self.error
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the error that came with the wake, if one did.
+
+        It is let go of: its traceback refers to frames that refer to this waiter, and the cycle would
+        keep the values in those frames alive.
+        """
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
 
     async def arun(self) -> None:
         """Sleep without blocking the loop, then raise the error that came with the wake."""
@@ -140,8 +158,7 @@ class Waiter:
             self._future = self._loop.create_future()
             if not self.done:
                 await self._future
-        if self.error is not None:
-            raise self.error
+        self.raise_error()
 
 
 class Executor(Protocol):

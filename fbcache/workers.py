@@ -60,25 +60,30 @@ class Workers:
             if self._stopping or number >= self._size:
                 return
             thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads are to be had; one is enough
+                if not number:
+                    raise
+                return
             self._threads.append(thread)
-            thread.start()
 
     def _work(self) -> None:
         while self._calls.get():
-            if len(self._threads) < self._size and not self._calls.empty():
-                self._grow()
-            job = self._next_job()
-            job()
-            del job  # it may be all that keeps a value or a pool alive
+            # All jobs there are, not one for each call: an interrupt between `submit`'s two
+            # steps leaves a job without a call, which must not wait for the next one.
+            while (job := self._next_job()) is not None:
+                if len(self._threads) < self._size and (self._urgent or self._normal):
+                    self._grow()
+                job()
+                del job  # it may be all that keeps a value or a pool alive
 
-    def _next_job(self) -> Job:
-        # Every call was preceded by an append, so one of the two has a job for this thread.
-        while True:
-            try:
-                return self._urgent.popleft()
-            except IndexError:
-                pass
-            try:
-                return self._normal.popleft()
-            except IndexError:  # an urgent job came between the two looks
-                pass
+    def _next_job(self) -> Job | None:
+        try:
+            return self._urgent.popleft()
+        except IndexError:
+            pass
+        try:
+            return self._normal.popleft()
+        except IndexError:
+            return None

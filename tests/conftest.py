@@ -173,7 +173,7 @@ def make_pool(_pools: _Pools, tmp_path: Path) -> MakePool:
 
 @pytest.fixture
 def make_faulty_pool(_pools: _Pools, tmp_path: Path) -> Callable[..., tuple[FBPool, GatedDisk]]:
-    """``make_faulty_pool(memory="1MB", *, mmap=True, max_disk=None, **options)``: a pool, and its faulty disk."""
+    """``make_faulty_pool(memory="1MB", *, mmap=True, max_disk=None, **options)``: a pool and its disk."""
 
     def make(
         memory: Any = "1MB", *, mmap: bool = True, max_disk: int | None = None, **options: Any

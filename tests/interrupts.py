@@ -6,8 +6,9 @@ the n-th such place, as Ctrl-C would there. Places where the tracer's exception 
 another handler than a signal's (the edge of a ``try`` runs between a call and its next
 instruction) are passed over.
 
-One place is left out: the entry of ``__exit__`` and ``__aexit__``. An interrupt there means that a
-context manager written in Python is never told of the block's end.
+Two places are left out, where no Python code can help. An interrupt at the entry of ``__exit__``
+means that a context manager is never told of the block's end; one at the very return of ``os.open``
+loses the descriptor's number.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import fbcache
 
 _ROOM = str(Path(fbcache.__file__).parent)
 _LETS_IN = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}
+_OPEN = "Disk.open"
 _UNTOLD = {"__exit__", "__aexit__", "__del__"}
 
 
@@ -32,6 +34,7 @@ class Interrupter:
     def __init__(self, nth: int) -> None:
         self._left = nth
         self._last: dict[FrameType, int] = {}
+        self._opened = False
         self.fired = False
         self.where = ""
 
@@ -53,10 +56,12 @@ class Interrupter:
     def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "return":
             self._last.pop(frame, None)
+            self._opened = frame.f_code.co_qualname == _OPEN
         if event != "opcode" or self.fired:
             return self._step
         last, self._last[frame] = self._last.get(frame), frame.f_lasti
-        if last is not None and _lets_in(frame.f_code, last, frame.f_lasti):
+        opened, self._opened = self._opened, False
+        if last is not None and not opened and _lets_in(frame.f_code, last, frame.f_lasti):
             self._left -= 1
             if self._left == 0:
                 self.fired = True
@@ -69,7 +74,7 @@ class Interrupter:
 def _lets_in(code: CodeType, last: int, now: int) -> bool:
     names = _opnames(code)
     name = names.get(last, "")
-    if name == "RESUME" and code.co_name in _UNTOLD:
+    if (name == "RESUME" and code.co_name in _UNTOLD) or code.co_qualname == _OPEN:
         return False
     return name in _LETS_IN and _handler(code, last) == _handler(code, now)
 

@@ -90,7 +90,7 @@ def demo(
     """
     if files and context.get_parameter_source("data") is not click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--data is for the demo's own matrices; leave it out where files are given")
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, emoji=False)
     try:
         target = None if output is None else _new_file(output)
         with _plan(files, memory, data, tile, directory) as plan:
@@ -104,7 +104,7 @@ def demo(
             raise
         code = _fail(errors, str(error), Exit.STORAGE)
     else:
-        show(report, Console())
+        show(report, Console(emoji=False))
         if target is not None and target.exists():
             errors.print(f"saved to {target}", soft_wrap=True, highlight=False)
         code = Exit.RIGHT if report.verdict.problem is None else Exit.WRONG

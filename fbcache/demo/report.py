@@ -128,10 +128,11 @@ def _times(report: Report) -> list[tuple[str, str]]:
 
 def _checked(verdict: Verdict) -> str:
     how = "to the last bit" if verdict.exact else "but for rounding"
+    blocks = "1 block agrees" if verdict.blocks == 1 else f"{verdict.blocks} blocks agree"
     return (
         f"C @ X equals A @ (B @ X) {how} for {verdict.vectors} random vectors of signs (a wrong product "
-        f"passes with a chance of one in {2**verdict.vectors:,} at most), and {verdict.blocks} blocks of up "
-        f"to {BLOCK} x {BLOCK} elements equal numpy's own product"
+        f"passes with a chance of one in {2**verdict.vectors:,} at most), and {blocks} with numpy's own "
+        f"product, at up to {BLOCK} x {BLOCK} elements each"
     )
 
 

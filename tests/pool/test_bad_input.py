@@ -54,7 +54,9 @@ def test_evicting_an_unknown_name_evicts_nothing(pool, names):
 # ------------------------------------------------------------------ sizes
 
 
-@pytest.mark.parametrize("memory", [-1, 0, "-1GB", "0", "lots", "", "12 parsecs", "101%", 2**63, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "memory", [-1, 0, "-1GB", "0", "lots", "", "12 parsecs", "101%", 2**63, float("nan"), float("inf")]
+)
 def test_a_budget_that_is_no_size_is_a_valueerror_that_says_what_would_do(tmp_path, memory):
     with pytest.raises(ValueError, match="2GB"):
         FBPool(memory, directory=tmp_path)
@@ -243,7 +245,7 @@ def test_a_codec_whose_output_is_no_frames_is_a_typeerror_and_the_value_stays(ma
 def test_a_codec_that_raises_is_a_storageerror_that_names_it_and_the_value_stays(make_pool):
     pool = make_pool(codec=Raising())
     pool["a"] = 1
-    with pytest.raises(StorageError, match="raising.*in the codec") as caught:
+    with pytest.raises(StorageError, match=r"raising.*in the codec") as caught:
         pool.evict()
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert pool["a"] == 1

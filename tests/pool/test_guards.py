@@ -83,7 +83,7 @@ def test_the_value_of_a_guard_that_is_not_entered_is_an_error(pool):
 
 @pytest.mark.parametrize("place", ["memory", "map", "read"])
 @pytest.mark.parametrize("nbytes", [8, 8_000, 400_000])
-def test_invariant_15_an_array_that_is_read_can_be_written_to(make_pool, place, nbytes):
+def test_invariant_15_an_array_that_is_read_cannot_be_written_to(make_pool, place, nbytes):
     pool = make_pool("2MB", mmap=place == "map")
     pool["a"] = array(1, nbytes)
     if place != "memory":
@@ -102,7 +102,7 @@ def test_invariant_15_an_array_that_is_read_can_be_written_to(make_pool, place, 
     pool.validate()
 
 
-def test_invariant_15_arrays_inside_containers_can_be_written_to(pool):
+def test_invariant_15_arrays_inside_containers_cannot_be_written_to(pool):
     pool["a"] = {"x": [array(1), (array(2),)]}
     for _ in range(2):
         with pytest.raises(ValueError, match=r"get_mut\('a'\)"), pool.get("a") as value:
@@ -112,7 +112,7 @@ def test_invariant_15_arrays_inside_containers_can_be_written_to(pool):
         spill(pool)
 
 
-def test_invariant_15_a_value_is_writeable_after_its_write_guard_was_left(pool):
+def test_invariant_15_a_value_is_read_only_again_once_its_write_guard_was_left(pool):
     pool["a"] = [array(1)]
     with pool.get_mut("a") as value:
         value[0][0] = 2
@@ -156,7 +156,7 @@ def test_pool_name_is_read_only_and_pins_nothing(pool):
 # ------------------------------------------------------------------ write guards (invariant 4)
 
 
-def test_invariant_4_the_key_stays_when_a_write_guard_is_taken(pool):
+def test_invariant_4_the_key_changes_when_a_write_guard_is_taken(pool):
     fb = pool.put("a", array(1))
     before = fb.key
     with pool.get_mut("a"):
@@ -168,7 +168,7 @@ def test_invariant_4_the_key_stays_when_a_write_guard_is_taken(pool):
     assert pool[inside][0] == 1
 
 
-def test_invariant_4_the_key_changes_without_a_write_guard(pool):
+def test_invariant_4_the_key_stays_without_a_write_guard(pool):
     fb = pool.put("a", array(1))
     key = fb.key
     with pool.get("a"), pool.get("a"):
@@ -237,7 +237,7 @@ def test_a_rebound_array_belongs_to_the_pool_like_one_that_was_put(pool):
     assert not mine.flags.writeable
 
 
-def test_the_size_is_not_measured_again_when_a_write_guard_is_left(pool):
+def test_the_size_is_measured_again_when_a_write_guard_is_left(pool):
     fb = pool.put("a", [array(1)])
     before = fb.nbytes
     with pool.get_mut("a") as value:
@@ -359,7 +359,7 @@ def test_rollback_of_an_entry_whose_name_was_taken_meanwhile_harms_nothing(pool)
 
 @pytest.mark.parametrize("first", ["get", "get_mut", "try_get", "try_get_mut"])
 @pytest.mark.parametrize("second", ["get", "get_mut", "try_get", "try_get_mut"])
-def test_a_thread_that_waits_for_itself_hangs(pool, first, second):
+def test_a_thread_that_would_wait_for_itself_is_a_deadlockerror_at_once(pool, first, second):
     pool["a"] = [1]
 
     def enter(call):
@@ -382,7 +382,7 @@ def test_a_thread_that_waits_for_itself_hangs(pool, first, second):
 @pytest.mark.parametrize("first", ["get", "get_mut"])
 @pytest.mark.parametrize("second", ["get", "get_mut", "try_get", "try_get_mut"])
 @pytest.mark.parametrize("plain", [(False, False), (False, True), (True, False), (True, True)], ids=str)
-def test_a_task_that_waits_for_itself_hangs(pool, first, second, plain):
+def test_a_task_that_would_wait_for_itself_is_a_deadlockerror_at_once(pool, first, second, plain):
     pool["a"] = [1]
 
     async def enter(made, plainly):
@@ -412,7 +412,7 @@ def test_a_task_that_waits_for_itself_hangs(pool, first, second, plain):
 
 
 @pytest.mark.parametrize(("held", "wanted"), [("get", "get_mut"), ("get_mut", "get"), ("get_mut", "get_mut")])
-def test_a_plain_with_that_would_block_the_loop_it_waits_for_hangs(pool, held, wanted):
+def test_a_plain_with_that_would_block_the_loop_it_waits_for_is_a_deadlockerror_at_once(pool, held, wanted):
     pool["a"] = [1]
 
     async def holder(entered, leave):
@@ -434,7 +434,7 @@ def test_a_plain_with_that_would_block_the_loop_it_waits_for_hangs(pool, held, w
     assert pool["a"] == [1]
 
 
-def test_a_plain_with_behind_a_waiting_task_of_its_own_loop_hangs(pool, spawn, sleepers):
+def test_a_plain_with_behind_a_waiting_task_of_its_own_loop_is_a_deadlockerror_at_once(pool, spawn, sleepers):
     pool["a"] = [1]
     leave = threading.Event()
     entered = threading.Event()
@@ -494,7 +494,7 @@ def test_a_deadlock_on_one_entry_does_not_concern_another(pool):
 # ------------------------------------------------------------------ fairness
 
 
-def test_a_read_inside_a_read_waits_for_a_waiting_writer(pool, spawn, sleepers):
+def test_a_read_inside_a_read_does_not_wait_for_a_waiting_writer(pool, spawn, sleepers):
     pool["a"] = [1]
 
     def write():
@@ -511,7 +511,7 @@ def test_a_read_inside_a_read_waits_for_a_waiting_writer(pool, spawn, sleepers):
     assert pool["a"] == [1, 2]
 
 
-def test_a_stream_of_readers_starves_a_writer(pool, spawn, sleepers):
+def test_a_stream_of_readers_does_not_starve_a_writer(pool, spawn, sleepers):
     pool["a"] = []
     seen = []
 
@@ -536,7 +536,7 @@ def test_a_stream_of_readers_starves_a_writer(pool, spawn, sleepers):
     assert seen == [["written"]] * 3
 
 
-def test_readers_in_line_are_let_in_one_at_a_time(pool, spawn, sleepers):
+def test_readers_in_line_are_let_in_together(pool, spawn, sleepers):
     pool["a"] = 1
     meeting = threading.Barrier(3, timeout=20)
 
@@ -554,7 +554,7 @@ def test_readers_in_line_are_let_in_one_at_a_time(pool, spawn, sleepers):
     pool.validate()
 
 
-def test_a_writer_sees_readers_and_readers_see_half_a_change(pool, spawn, sleepers):
+def test_a_writer_is_alone_and_readers_see_no_half_of_a_change(pool, spawn, sleepers):
     pool["a"] = array(0)
 
     def write():
@@ -580,7 +580,9 @@ def test_a_writer_sees_readers_and_readers_see_half_a_change(pool, spawn, sleepe
 
 
 @pytest.mark.parametrize("waiting_writer", [False, True])
-def test_invariant_10_a_reader_waits_for_an_eviction_write(make_faulty_pool, spawn, sleepers, waiting_writer):
+def test_invariant_10_a_reader_never_waits_for_an_eviction_write(
+    make_faulty_pool, spawn, sleepers, waiting_writer
+):
     pool, disk = make_faulty_pool()
     fb = pool.put("a", array(1))
     gate = disk.gate("writev")
@@ -661,7 +663,7 @@ def test_a_writer_waits_until_an_eviction_write_has_ended(make_faulty_pool, spaw
     assert pool["a"][0] == 2
 
 
-def test_the_last_reader_of_a_deleted_value_leaves_it_behind(make_faulty_pool, spawn):
+def test_a_deleted_value_goes_with_its_last_reader_though_it_was_being_written(make_faulty_pool, spawn):
     """Two readers enter while the value is being written; its name goes before they leave."""
     pool, disk = make_faulty_pool("100KB")
     pool["a"] = array(1, 50_000)
@@ -713,7 +715,7 @@ def test_a_guard_entered_twice_at_once_is_an_error_and_the_first_entry_stands(po
 
 
 @pytest.mark.parametrize("call", ["get", "get_mut"])
-def test_a_guard_that_waits_in_one_thread_can_be_entered_in_another(pool, spawn, sleepers, call):
+def test_a_guard_that_waits_in_one_thread_cannot_be_entered_in_another(pool, spawn, sleepers, call):
     pool["a"] = [0]
     shared = getattr(pool, call)("a")
 

@@ -9,7 +9,7 @@ import errno
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cachetools
 import numpy as np
@@ -17,13 +17,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
-    multiple,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -57,6 +53,9 @@ def make_value(kind: str, seed: int) -> Any:
 
 KINDS = st.sampled_from(["array", "array", "matrix", "mapped", "dict", "bytes", "tuple", "int"])
 SEEDS = st.integers(0, 1 << 16)
+
+#: Which handle or guard: a position, whatever there is, for what there is depends on the disk's timing.
+PICKS = st.integers(0, 1 << 16)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -105,7 +104,7 @@ class Model:
 MISSING = object()
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
@@ -114,16 +113,14 @@ class Boom(Exception):
 
 class PoolMachine(RuleBasedStateMachine):
     policy: Any = "lru"
-    options: dict[str, Any] = {}
-
-    handles = Bundle("handles")
-    read_guards = Bundle("read_guards")
+    options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp(prefix="fbcache-machine-")
         self.pool = self.make_pool()
         self.names: dict[Any, Model] = {}
+        self.handles: list[Fb] = []
         self.entries: dict[int, Model] = {}  # by the handle's id
         self.held: list[tuple[Any, Any, Model]] = []  # guard, value, whose
         self.writing: tuple[Any, Model] | None = None
@@ -166,20 +163,20 @@ class PoolMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ putting
 
-    @rule(target=handles, name=st.sampled_from(NAMES), kind=KINDS, seed=SEEDS, copy=st.booleans())
-    def put(self, name: Any, kind: str, seed: int, copy: bool) -> Any:
+    @rule(name=st.sampled_from(NAMES), kind=KINDS, seed=SEEDS, copy=st.booleans())
+    def put(self, name: Any, kind: str, seed: int, copy: bool) -> None:
         value = make_value(kind, seed)
         try:
             fb = self.pool.put(name, value, copy=copy)
         except self.trouble:
-            return multiple()
+            return
         model = Model(kind, seed)
         former = self.names.get(name)
         if former is not None:
             former.name = MISSING
         self.names[name] = model
         model.name = name
-        return self.own(fb, model)
+        self.own(fb, model)
 
     @rule(name=st.sampled_from(NAMES), kind=KINDS, seed=SEEDS)
     def set_item(self, name: Any, kind: str, seed: int) -> None:
@@ -193,35 +190,47 @@ class PoolMachine(RuleBasedStateMachine):
         self.names[name] = model = Model(kind, seed)
         model.name = name
 
-    @rule(target=handles, kind=KINDS, seed=SEEDS)
-    def insert(self, kind: str, seed: int) -> Any:
+    @rule(kind=KINDS, seed=SEEDS)
+    def insert(self, kind: str, seed: int) -> None:
         try:
             fb = self.pool.insert(make_value(kind, seed))
         except self.trouble:
-            return multiple()
-        return self.own(fb, Model(kind, seed))
+            return
+        self.own(fb, Model(kind, seed))
 
-    def own(self, fb: Fb, model: Model) -> Fb:
+    def own(self, fb: Fb, model: Model) -> None:
+        self.handles.append(fb)
         self.entries[id(fb)] = model
         model.handles += 1
-        return fb
 
     # ------------------------------------------------------------------ handles
 
-    @rule(target=handles, fb=handles)
-    def clone(self, fb: Fb) -> Fb:
-        return self.own(fb.clone(), self.model_of(fb))
+    def handle(self, pick: int) -> Fb | None:
+        return self.handles[pick % len(self.handles)] if self.handles else None
 
-    @rule(fb=consumes(handles))
-    def drop(self, fb: Fb) -> None:
-        self.model_of(fb).handles -= 1
+    @rule(pick=PICKS)
+    def clone(self, pick: int) -> None:
+        fb = self.handle(pick)
+        if fb is not None:
+            self.own(fb.clone(), self.model_of(fb))
+
+    @rule(pick=PICKS)
+    def drop(self, pick: int) -> None:
+        fb = self.handle(pick)
+        if fb is None:
+            return
+        self.handles.remove(fb)
+        self.entries.pop(id(fb)).handles -= 1
         fb.drop()
         fb.drop()
         with pytest.raises(KeyError):
             fb.load()
 
-    @rule(fb=handles)
-    def read_handle(self, fb: Fb) -> None:
+    @rule(pick=PICKS)
+    def read_handle(self, pick: int) -> None:
+        fb = self.handle(pick)
+        if fb is None:
+            return
         model = self.model_of(fb)
         if self.is_written(model):
             with pytest.raises(DeadlockError):
@@ -231,9 +240,12 @@ class PoolMachine(RuleBasedStateMachine):
             assert same(value, model.value)
         assert fb.name == (None if model.name is MISSING else model.name)
 
-    @rule(fb=handles, seed=SEEDS)
-    def make_mut(self, fb: Fb, seed: int) -> None:
+    @rule(pick=PICKS, seed=SEEDS)
+    def make_mut(self, pick: int, seed: int) -> None:
         """All others who share the entry keep their value."""
+        fb = self.handle(pick)
+        if fb is None:
+            return
         model = self.model_of(fb)
         shared = model.handles + (model.name is not MISSING) > 1
         if self.is_written(model) or (self.is_held(model) and not shared):
@@ -254,8 +266,11 @@ class PoolMachine(RuleBasedStateMachine):
         with fb.load() as value:
             assert same(value, model.value)
 
-    @rule(fb=handles)
-    def write_now(self, fb: Fb) -> None:
+    @rule(pick=PICKS)
+    def write_now(self, pick: int) -> None:
+        fb = self.handle(pick)
+        if fb is None:
+            return
         if self.is_written(self.model_of(fb)):
             return  # it would wait for the guard of this very thread
         try:
@@ -264,8 +279,11 @@ class PoolMachine(RuleBasedStateMachine):
             return
         assert fb.state in (State.CLEAN, State.SPILLED)
 
-    @rule(fb=handles)
-    def key(self, fb: Fb) -> None:
+    @rule(pick=PICKS)
+    def key(self, pick: int) -> None:
+        fb = self.handle(pick)
+        if fb is None:
+            return
         model = self.model_of(fb)
         key = fb.key
         assert key == fb.key
@@ -326,8 +344,8 @@ class PoolMachine(RuleBasedStateMachine):
                     guard.value = make_value(rebind, seed)
                 self.pool.validate()
                 if fails:
-                    raise Boom
-        except Boom:
+                    raise BoomError
+        except BoomError:
             if rollback:
                 return
         model.steps.append(("mutate", seed) if rebind is None else ("make", rebind, seed))
@@ -359,63 +377,60 @@ class PoolMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------- guards held from step to step
 
-    @rule(target=read_guards, name=st.sampled_from(NAMES))
-    def enter(self, name: Any) -> Any:
+    @rule(name=st.sampled_from(NAMES))
+    def enter(self, name: Any) -> None:
         model = self.names.get(name)
         if model is None or self.is_written(model):
-            return multiple()
+            return
         guard = self.pool.get(name)
         value = guard.__enter__()
         self.held.append((guard, value, model))
-        return guard
 
-    @rule(target=read_guards, name=st.sampled_from(NAMES))
-    def try_get(self, name: Any) -> Any:
+    @rule(name=st.sampled_from(NAMES))
+    def try_get(self, name: Any) -> None:
         model = self.names.get(name)
         if model is None:
-            return multiple()
+            return
         if self.is_written(model):
             with pytest.raises(DeadlockError):
                 self.pool.try_get(name)
-            return multiple()
+            return
         guard = self.pool.try_get(name)
         if guard is None:
-            return multiple()
+            return
         value = guard.__enter__()
         assert same(value, model.value)
         self.held.append((guard, value, model))
-        return guard
 
-    @rule(guard=consumes(read_guards))
-    def leave(self, guard: Any) -> None:
-        found = next(h for h in self.held if h[0] is guard)
-        self.held.remove(found)
-        assert same(guard.value, found[2].value)
-        guard.__exit__(None, None, None)
+    @rule(pick=PICKS)
+    def leave(self, pick: int) -> None:
+        if self.held:
+            guard, _, model = self.held.pop(pick % len(self.held))
+            assert same(guard.value, model.value)
+            guard.__exit__(None, None, None)
 
-    @precondition(lambda self: self.writing is None)
     @rule(name=st.sampled_from(NAMES), patient=st.booleans())
     def enter_mut(self, name: Any, patient: bool) -> None:
         model = self.names.get(name)
-        if model is None or self.is_held(model):
+        if self.writing is not None or model is None or self.is_held(model):
             return
         guard = self.pool.get_mut(name) if patient else self.pool.try_get_mut(name)
         if guard is not None:
             assert same(guard.__enter__(), model.value)
             self.writing = guard, model
 
-    @precondition(lambda self: self.writing is not None)
     @rule(seed=SEEDS)
     def change(self, seed: int) -> None:
-        assert self.writing is not None
+        if self.writing is None:
+            return
         guard, model = self.writing
         guard.value = mutate(guard.value, seed)
         model.steps.append(("mutate", seed))
 
-    @precondition(lambda self: self.writing is not None)
     @rule()
     def leave_mut(self) -> None:
-        assert self.writing is not None
+        if self.writing is None:
+            return
         guard, model = self.writing
         assert same(guard.value, model.value)
         guard.__exit__(None, None, None)
@@ -521,7 +536,7 @@ def drive(machine: type[PoolMachine], policy: Any, soak: bool, **options: Any) -
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         chosen,
         settings=settings(
-            max_examples=2_000 if soak else 25,
+            max_examples=2_000 if soak else 50,
             stateful_step_count=100 if soak else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

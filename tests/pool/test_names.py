@@ -54,7 +54,7 @@ class Tile:
 
 @pytest.mark.parametrize(
     "name",
-    ["a", "", 3, -1, 2.5, None, True, b"x", ("tile", 3, 4), frozenset({1}), Colour.RED, Tile(1, 2), object(), str],
+    ["a", "", 3, -1, 2.5, None, True, b"x", ("tile", 3, 4), frozenset({1}), Colour.RED, Tile(1, 2), str],
     ids=repr,
 )
 def test_any_hashable_is_a_name(pool, name):
@@ -89,7 +89,7 @@ def test_in_finds_names_and_current_keys_and_nothing_else(pool):
     assert "a" in pool and fb.key in pool
     assert "b" not in pool and uuid4() not in pool and None not in pool
     with pytest.raises(TypeError):
-        [] in pool
+        pool.__contains__([])
 
 
 def test_len_and_iteration_count_named_entries_only(pool):
@@ -114,10 +114,6 @@ def test_iteration_survives_changes_made_meanwhile(pool):
         del pool[number]
         pool[number + 100] = number
     assert len(pool) == 10 and min(pool) == 100
-
-
-def test_an_empty_pool_is_still_true_or_false_as_a_dict_is(pool):
-    assert len(pool) == 0 and not list(pool)
 
 
 def test_delete_takes_the_name_and_the_value(pool):
@@ -384,7 +380,9 @@ def test_keys_are_not_names_to_delete(pool):
 # ------------------------------------------------------------------ unknown names
 
 
-@pytest.mark.parametrize("call", ["get", "get_mut", "try_get", "try_get_mut", "pop", "delete", "__getitem__", "evict"])
+@pytest.mark.parametrize(
+    "call", ["get", "get_mut", "try_get", "try_get_mut", "pop", "delete", "__getitem__", "evict"]
+)
 def test_an_unknown_name_is_a_keyerror_at_the_call_and_names_the_nearest(pool, call):
     pool["training"] = 1
     pool["test"] = 2
