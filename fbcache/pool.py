@@ -325,10 +325,11 @@ class FBPool:
             entry = engine.names.get(name)
         except TypeError:
             entry = None
-        if entry is not None:
+        residency = engine.residency
+        # Over the budget the guard's way is taken: its exit sends another in the place of this one.
+        if entry is not None and residency.resident_bytes <= residency.budget:
             value = entry.value
             if value is not MISSING:
-                residency = engine.residency
                 residency.hits += 1
                 if entry.order is not residency.front:
                     with residency.lock:

@@ -15,7 +15,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from threading import Lock, get_ident
-from typing import Any, Protocol, TypeAlias
+from time import monotonic
+from typing import Any, Final, Protocol, TypeAlias
+
+#: Seconds between looks up from a wait. A signal that comes just before the system call is not
+#: noticed by it, so that an interrupt would have to be sent twice.
+LOOK_UP: Final = 0.5
 
 #: Who holds a guard: a thread's identifier, or under asyncio the task.
 Owner: TypeAlias = "int | asyncio.Task[Any]"
@@ -125,12 +130,17 @@ class Waiter:
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Block this thread until woken; False when ``timeout`` seconds passed first."""
-        if not self.done:
-            lock = Lock()
-            lock.acquire()
-            self._lock = lock
-            if not self.done and not lock.acquire(timeout=-1 if timeout is None else timeout):
+        if self.done:
+            return True
+        lock = Lock()
+        lock.acquire()
+        self._lock = lock
+        until = None if timeout is None else monotonic() + timeout
+        while not self.done:
+            left = LOOK_UP if until is None else min(until - monotonic(), LOOK_UP)
+            if left < 0:
                 return self.done
+            lock.acquire(timeout=left)
         return True
 
     def run(self) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from fbcache.demo.job import Plan, Report, plan_of_files, plan_of_size, run
 from fbcache.demo.matrices import InputError
 from fbcache.demo.report import Stages, show
-from fbcache.errors import FBCacheError
+from fbcache.errors import CorruptBlobError
 from fbcache.memory import parse_size
 from fbcache.pool import FBPool
 
@@ -99,7 +99,7 @@ def demo(
         code = _fail(errors, str(error), Exit.BAD_INPUT)
     except KeyboardInterrupt:
         code = _fail(errors, "interrupted; no files are left", Exit.INTERRUPTED)
-    except (FBCacheError, OSError) as error:
+    except (CorruptBlobError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         code = _fail(errors, str(error), Exit.STORAGE)

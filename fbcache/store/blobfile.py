@@ -75,6 +75,8 @@ class BlobFile:
         else:
             header = unpack_header(whole, key=self.key, file_size=size, path=self.path)
             buffers = [whole[span.offset : span.offset + span.length] for span in header.spans]
+            if size < MAP_LEAST:  # else each would keep header and padding in memory, uncounted
+                buffers = [_copy(buffer) for buffer in buffers]
             padding = [whole[offset : offset + length] for offset, length in header.gaps] if verify else []
         if verify:
             self._verify(header, buffers, padding)
@@ -133,6 +135,12 @@ class BlobFile:
 
     def _corrupt(self, reason: str) -> CorruptBlobError:
         return CorruptBlobError(reason, key=self.key, path=self.path)
+
+
+def _copy(buffer: memoryview) -> memoryview:
+    fresh = _fresh(len(buffer))
+    fresh[:] = buffer
+    return fresh
 
 
 def _fresh(nbytes: int) -> memoryview:

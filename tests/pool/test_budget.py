@@ -546,6 +546,22 @@ def test_a_larger_budget_lets_in_who_waits(
     pool.drain()
 
 
+def test_hits_on_values_that_are_to_leave_do_not_keep_the_pool_over_its_budget(
+    narrow: tuple[FBPool, FaultyDisk],
+) -> None:
+    """What a hit takes back from the line is replaced by others."""
+    pool, _ = narrow
+    fill(pool, FREELY)
+    go_on = threading.Event()
+    pool._engine.workers.submit(go_on.wait)  # type: ignore[arg-type]
+    pool.resize(20 * SIZE)  # the rest is in line now, and nothing is being written
+    for number in range(FREELY):
+        assert (pool[number] == number).all()
+    go_on.set()
+    pool.drain()
+    check(pool)
+
+
 @pytest.mark.parametrize("memory", [0, -1, "much", 1 << 70, True, [3]])
 def test_an_absurd_budget_is_refused_and_the_former_stands(make_pool: MakePool, memory: Any) -> None:
     pool = make_pool(BUDGET)

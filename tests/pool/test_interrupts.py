@@ -155,7 +155,7 @@ def test_an_interrupt_anywhere_loses_no_value_and_leaves_no_lock(
 
 @pytest.fixture
 def interrupt_me(spawn: Callable[..., Running], sleepers: Sleepers) -> Callable[[], Running]:
-    """Have another thread send SIGINT to this one as soon as it waits."""
+    """Have another thread send SIGINT to this one as soon as it is about to wait."""
     main = threading.main_thread().ident
     assert main is not None
 

@@ -126,9 +126,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.writing: tuple[Any, Model] | None = None
 
     def make_pool(self) -> FBPool:
-        return FBPool(
-            BUDGET, directory=self.directory, min_free=0, io_threads=2, policy=self.policy, **self.options
-        )
+        return FBPool(BUDGET, directory=self.directory, min_free=0, policy=self.policy, **self.options)
 
     def teardown(self) -> None:
         for guard, _, _ in self.held:
@@ -501,7 +499,7 @@ class FailingMachine(PoolMachine):
     def make_pool(self) -> FBPool:
         self.disk = FaultyDisk()
         store = FileStore(self.directory, disk=self.disk)
-        return FBPool(BUDGET, store=store, io_threads=2, policy=self.policy)
+        return FBPool(BUDGET, store=store, policy=self.policy, **self.options)
 
     @initialize()
     def a_sound_disk(self) -> None:
@@ -536,7 +534,7 @@ def drive(machine: type[PoolMachine], policy: Any, soak: bool, **options: Any) -
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         chosen,
         settings=settings(
-            max_examples=2_000 if soak else 50,
+            max_examples=2_000 if soak else 100,
             stateful_step_count=100 if soak else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -546,16 +544,23 @@ def drive(machine: type[PoolMachine], policy: Any, soak: bool, **options: Any) -
     )
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--io-threads") or 2
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_a_pool_does_what_a_dict_does(policy: Any, soak: bool) -> None:
-    drive(PoolMachine, policy, soak)
+def test_a_pool_does_what_a_dict_does(policy: Any, soak: bool, threads: int) -> None:
+    drive(PoolMachine, policy, soak, io_threads=threads)
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfu"])
-def test_a_pool_that_reads_instead_of_mapping_does_what_a_dict_does(policy: Any, soak: bool) -> None:
-    drive(PoolMachine, policy, soak, mmap=False, verify="always")
+def test_a_pool_that_reads_instead_of_mapping_does_what_a_dict_does(
+    policy: Any, soak: bool, threads: int
+) -> None:
+    drive(PoolMachine, policy, soak, io_threads=threads, mmap=False, verify="always")
 
 
 @pytest.mark.parametrize("policy", ["lru", "rr"])
-def test_a_pool_on_a_failing_disk_loses_no_value(policy: Any, soak: bool) -> None:
-    drive(FailingMachine, policy, soak)
+def test_a_pool_on_a_failing_disk_loses_no_value(policy: Any, soak: bool, threads: int) -> None:
+    drive(FailingMachine, policy, soak, io_threads=threads)
