@@ -25,7 +25,10 @@ from fbcache import FBPool
 Benchmark = Any
 ROUNDS = 3
 
-SHAPES = {"256 x 8 MiB into 512 MiB": (256, 8 << 20, 512 << 20), "4,096 x 64 KiB into 64 MiB": (4096, 64 << 10, 64 << 20)}
+SHAPES = {
+    "256 x 8 MiB into 512 MiB": (256, 8 << 20, 512 << 20),
+    "4,096 x 64 KiB into 64 MiB": (4096, 64 << 10, 64 << 20),
+}
 
 
 @contextmanager

@@ -22,9 +22,10 @@ def mend(residency: Residency) -> None:
     residency.pinned_bytes = _pinned(residency)
     residency.resume()
     for entry in list(residency.entries):
-        if not entry.held and entry.waiters is not None:
+        if entry.waiters is not None:
+            was_held = entry.held
             entry.hand_over()
-            if entry.held:
+            if entry.held and not was_held:
                 residency.pin(entry)
         if entry.state is not State.LOADING:
             residency.wake_watchers(entry)

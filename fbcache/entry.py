@@ -324,17 +324,20 @@ class Entry(Node):
         if self.state is State.WRITING:  # the writers in line wait for that; readers need not
             waiters = deque(sorted(waiters, key=_is_exclusive))
             self.waiters = waiters
-        while waiters and (self._free if waiters[0].exclusive else self.writer is None):
-            waiter = waiters.popleft()
-            if waiter.orphaned:
-                continue
+        while waiters:
+            waiter = waiters[0]
             hold = waiter.hold
             assert hold is not None
-            if waiter.exclusive:
-                self._enter_exclusive(hold)
-            else:
-                self._enter_shared(hold)
+            # One that is in the lock already was let in by a call that an interrupt tore.
+            if not (hold.held or waiter.orphaned):
+                if not (self._free if waiter.exclusive else self.writer is None):
+                    break
+                if waiter.exclusive:
+                    self._enter_exclusive(hold)
+                else:
+                    self._enter_shared(hold)
             waiter.wake()
+            del waiters[0]
         if not waiters:
             self.waiters = None
 

@@ -116,13 +116,15 @@ class Waiter:
         return loop is not None and loop.is_closed()
 
     def wake(self, error: BaseException | None = None) -> None:
-        """Let the sleeper go on, or raise ``error`` in it. Only the first wake counts."""
-        if self.done:
-            return
-        self.error = error
-        self.done = True
+        """Let the sleeper go on, or raise ``error`` in it.
+
+        Only the first error counts; a second wake does what an interrupted first one left undone.
+        """
+        if not self.done:
+            self.error = error
+            self.done = True
         lock = self._lock
-        if lock is not None:
+        if lock is not None and lock.locked():
             lock.release()
         future, loop = self._future, self._loop
         if future is not None and loop is not None:

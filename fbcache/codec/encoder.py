@@ -252,5 +252,4 @@ NUMBERED: Final[dict[type, _Encode]] = {
     **arrays.NUMBERED,
 }
 
-#: Types whose encoding is fixed; they cannot be registered.
-BUILT_IN: Final = frozenset({*tags.ATOMS, *LEAVES, *NUMBERED})
+registry.fix((*tags.ATOMS, *LEAVES, *NUMBERED))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -38,6 +38,7 @@ class Registration:
 
 
 _lock = Lock()
+_fixed: set[type] = set()
 _by_type: dict[type, Registration] = {}
 _by_name: dict[str, Registration] = {}
 
@@ -127,10 +128,13 @@ def register(
     return cls
 
 
-def _add(new: Registration) -> None:
-    from fbcache.codec.encoder import BUILT_IN  # the encoder is above this module
+def fix(classes: Iterable[type]) -> None:
+    """Note classes whose encoding is built in; they cannot be registered."""
+    _fixed.update(classes)
 
-    if new.cls in BUILT_IN:
+
+def _add(new: Registration) -> None:
+    if new.cls in _fixed:
         raise TypeError(f"the encoding of {new.cls.__qualname__} is fixed")
     with _lock:
         old = _by_name.get(new.name)
