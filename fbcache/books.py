@@ -41,6 +41,7 @@ class Books:
     def __init__(self, workers: Workers, mend: Callable[[Any], None]) -> None:
         self.lock: Any = RLock()
         self.torn = False
+        self._deciding = False
         self.closed = False
         self.why_closed: Callable[[], FBCacheError] = _closed
         self.entries: set[Entry] = set()
@@ -74,17 +75,22 @@ class Books:
         """Decide something: call ``act`` under the lock, then let values die outside it."""
         try:
             with self.lock:
-                if self.torn:
-                    self._mend(self)
-                self.torn = True
+                if self._deciding:  # the collector has run a finalizer that calls the pool
+                    return act(*args, **kwargs)
                 try:
+                    self._deciding = True
+                    if self.torn:
+                        self._mend(self)
+                    self.torn = True
                     self._reap()
                     result = act(*args, **kwargs)
                     self._let_in()
+                    self.torn = False
                 except (FBCacheError, KeyError):  # said by a decision itself, between two changes
                     self.torn = False
                     raise
-                self.torn = False
+                finally:
+                    self._deciding = False
         finally:
             if self._garbage or self._answers:
                 self._clear()

@@ -190,7 +190,7 @@ class Guard(Hold):
         self._entering = False
         self._missed = False
         if order is not None and not order.started and order.entry.state is State.LOADING:
-            residency.load_failed(order)
+            residency.give_up_load(order)
         was_held = entry.held
         entry.give_up(self)
         if entry.held and not was_held:

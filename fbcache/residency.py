@@ -182,9 +182,10 @@ class Residency(Budget):
 
     def load_failed(self, order: LoadOrder) -> None:
         """Let the next one try, unless the outcome is known already."""
-        self.run(self._load_failed, order)
+        self.run(self.give_up_load, order)
 
-    def _load_failed(self, order: LoadOrder) -> None:
+    def give_up_load(self, order: LoadOrder) -> None:
+        """Do what :meth:`load_failed` does, as part of a decision."""
         entry = order.entry
         if order.open:
             state = next_state(entry.state, Event.LOAD_FAILED)

@@ -6,6 +6,7 @@ one order in which they can go on; nothing here depends on time.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -305,7 +306,7 @@ def test_replace_between_get_and_with_gives_a_reader_a_value_and_no_key_error(po
 
 def test_replace_while_a_guard_is_held_leaves_it_its_value(pool: FBPool) -> None:
     pool.put("x", array(1))
-    with pool.get("x") as x, pool.get_mut("x" if False else pool.put("y", array(5)).key):
+    with pool.get("x") as x, pool.get_mut(pool.put("y", array(5)).key):
         pool.put("x", array(2))
         assert x[0] == 1
         assert pool["x"][0] == 2
@@ -388,3 +389,35 @@ def test_pools_close_while_handles_are_dropped_by_many_threads(make_pool: MakePo
     pool.close()
     for thread in threads:
         thread.result()
+
+
+def test_a_finalizer_that_the_collector_runs_amid_a_decision_may_call_the_pool(
+    pool: FBPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.put("x", array(1))
+    seen: list[float] = []
+
+    class Caller:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            with pool.get("x") as x:
+                seen.append(x[0])
+            pool.put("from a finalizer", array(3))
+
+    residency = pool._engine.residency
+    make_room = residency._make_room
+
+    def collect_first(nbytes: int, *, force: bool) -> None:
+        monkeypatch.undo()
+        gc.collect()
+        make_room(nbytes, force=force)
+
+    monkeypatch.setattr(residency, "_make_room", collect_first)
+    Caller()
+    pool.put("y", array(2))
+    assert seen == [1]
+    assert pool["y"][0] == 2
+    assert pool["from a finalizer"][0] == 3
+    pool.validate()
