@@ -45,7 +45,6 @@ def undump(data: Any) -> Any:
 def zict_buffer(directory: Path, nbytes: int) -> MutableMapping[Any, Any]:
     """zict.Buffer: memory in front, files behind; the files memory-mapped on the way back."""
     slow: Any = zict.Func(dump, undump, zict.File(directory, memmap=True))
-    slow = zict.KeyMap(str, slow)
     return zict.Buffer({}, slow, n=nbytes, weight=lambda key, value: value.nbytes)
 
 

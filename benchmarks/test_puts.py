@@ -53,12 +53,12 @@ def peak_memory() -> Iterator[Callable[[], int]]:
     thread.join()
 
 
-def put_all(put: Callable[[int, Any], Any], count: int, nbytes: int) -> list[float]:
+def put_all(put: Callable[[str, Any], Any], count: int, nbytes: int) -> list[float]:
     times = []
     for i in range(count):
         value = np.full(nbytes // 8, float(i))
         start = time.perf_counter()
-        put(i, value)
+        put(f"value-{i}", value)
         times.append(time.perf_counter() - start)
         del value
     return times
@@ -140,7 +140,7 @@ class TestPut:
             directory.mkdir()
 
         def run() -> None:
-            times[:] = put_all(lambda i, value: np.save(directory / f"{i}.npy", value), count, nbytes)
+            times[:] = put_all(lambda name, value: np.save(directory / f"{name}.npy", value), count, nbytes)
 
         benchmark.pedantic(run, setup=setup, rounds=ROUNDS)
         report(benchmark, times, count * nbytes, 0, 0)

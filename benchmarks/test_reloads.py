@@ -41,15 +41,20 @@ class TestReload:
             with pool.get("x") as x:
                 return act(x)
 
-        benchmark.pedantic(run, setup=lambda: pool.evict(), rounds=ROUNDS[size], warmup_rounds=1)
+        def setup() -> None:
+            pool.evict()
+
+        benchmark.pedantic(run, setup=setup, rounds=ROUNDS[size], warmup_rounds=1)
 
     def test_zict_buffer(self, size: str, use: str, benchmark: Benchmark, tmp_path: Path) -> None:
         buffer: Any = zict_buffer(tmp_path, 1 << 30)
         buffer["x"] = np.ones(SIZES[size] // 8)
         act = USES[use]
-        benchmark.pedantic(
-            lambda: act(buffer["x"]), setup=lambda: buffer.fast.evict(), rounds=ROUNDS[size], warmup_rounds=1
-        )
+
+        def setup() -> None:
+            buffer.fast.evict()
+
+        benchmark.pedantic(lambda: act(buffer["x"]), setup=setup, rounds=ROUNDS[size], warmup_rounds=1)
 
     def test_numpy_load_mapped(self, size: str, use: str, benchmark: Benchmark, tmp_path: Path) -> None:
         path = tmp_path / "x.npy"

@@ -223,6 +223,8 @@ class Budget(Books):
 
     def touch(self, entry: Entry) -> None:
         """Note a hit on an entry that is not in the policy's front segment."""
+        if entry.order is self.front:  # another hit was faster
+            return
         if self.policy.owns(entry):
             self.policy.touch(entry)
         elif entry.requests is not None or entry.stuck:

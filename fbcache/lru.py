@@ -151,8 +151,13 @@ class Policy(Protocol[Entry]):
         """Follow a new budget, in bytes."""
         ...
 
+    @property
+    def chains(self) -> tuple[Chain[Entry], ...]:
+        """The lists that its entries are in, if they are in lists."""
+        ...
+
     def __iter__(self) -> Iterator[Entry]:
-        """Go through the entries, next to leave first."""
+        """Go through the entries."""
         ...
 
 
@@ -200,6 +205,11 @@ class TwoSegmentLRU(Generic[Entry]):
         """Split at half of ``budget`` bytes."""
         self._half = budget // 2
         self._balance()
+
+    @property
+    def chains(self) -> tuple[Chain[Entry], ...]:
+        """Both segments."""
+        return self.front, self.back
 
     def __iter__(self) -> Iterator[Entry]:
         for chain in (self.back, self.front):
@@ -275,6 +285,11 @@ class CachetoolsPolicy(Generic[Entry]):
 
     def resize(self, budget: int) -> None:
         """Nothing depends on the budget here."""
+
+    @property
+    def chains(self) -> tuple[Chain[Entry], ...]:
+        """None."""
+        return ()
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(list(self._members))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import cachetools
 import numpy as np
 import pytest
 
-from fbcache import FBPool, State
+from fbcache import FBPool, State, StorageError
 from fbcache.lru import Node, TwoSegmentLRU, make_policy
 from tests.conftest import MakePool
+from tests.faults import FaultyDisk, oserror
 
 SIZE = 1_000
 BUDGET = 100 * SIZE  # with a headroom of twelve values
@@ -107,6 +110,58 @@ def test_what_does_not_touch_the_value_does_not_count_as_use(make_pool: MakePool
     fb.write_now()
     pool.stats()
     assert evicted(pool, 1) == ["x"]
+
+
+class Late:
+    """A lock that is taken only after something else has happened."""
+
+    def __init__(self, pool: FBPool, first: Callable[[], None]) -> None:
+        self._residency = pool._engine.residency
+        self._lock = self._residency.lock
+        self._first = first
+        self._residency.lock = self
+
+    def __enter__(self) -> Any:
+        self._residency.lock = self._lock
+        self._first()
+        return self._lock.__enter__()
+
+    def __exit__(self, *exception: Any) -> Any:
+        return self._lock.__exit__(*exception)
+
+
+def test_two_hits_at_once_on_a_value_of_the_back_half_move_it_once(make_pool: MakePool) -> None:
+    pool = make_pool(BUDGET)
+    fill(pool)
+    Late(pool, lambda: use(pool, 0))
+    assert (pool[0] == 0).all()
+    pool.validate()
+    assert evicted(pool, 3) == [1, 2, 3]
+    assert pool.evict() == (COUNT - 3) * SIZE
+
+
+def assert_evicted(pool: FBPool, name: Any) -> None:
+    assert pool.evict([name]) == SIZE
+
+
+def test_a_hit_as_the_value_leaves_does_no_harm(make_pool: MakePool) -> None:
+    pool = make_pool(BUDGET)
+    fill(pool)
+    Late(pool, lambda: assert_evicted(pool, 0))
+    assert (pool[0] == 0).all()
+    pool.validate()
+    assert pool.evict() == (COUNT - 1) * SIZE
+
+
+def test_a_value_whose_write_failed_is_the_next_to_leave_again(
+    make_faulty_pool: Callable[..., tuple[FBPool, FaultyDisk]],
+) -> None:
+    pool, disk = make_faulty_pool(BUDGET)
+    fill(pool)
+    disk.fail("writev", error=oserror(errno.EIO))
+    with pytest.raises(StorageError):
+        pool.evict(nbytes=1)
+    assert evicted(pool, 3) == [0, 1, 2]
 
 
 def test_new_and_loaded_values_enter_at_the_front(make_pool: MakePool) -> None:

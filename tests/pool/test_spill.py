@@ -540,6 +540,21 @@ def test_the_pool_goes_on_by_itself_when_space_is_freed(make_pool: MakePool) -> 
         pool.drain()
 
 
+def test_writing_ahead_begins_again_once_a_write_has_succeeded(make_faulty_pool: MakeFaultyPool) -> None:
+    pool, disk = make_faulty_pool(16 * SMALL, io_threads=1)
+    disk.fail("writev", error=oserror(errno.ENOSPC))
+    for number in range(16):
+        pool.put(number, content(number), nbytes=SMALL)
+    with pytest.raises(DiskFullError):
+        pool.drain()
+    assert pool.evict([0]) == SMALL  # there is room again
+    stalls = pool.stats().stalls
+    for number in range(16, 30):
+        pool.put(number, content(number), nbytes=SMALL)
+        pool.drain()
+    assert pool.stats().stalls == stalls, "a put had to wait for what should have been written before"
+
+
 def test_min_free_is_kept_free(make_pool: MakePool, tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     pool = make_pool(BUDGET, min_free=free + (1 << 40))
