@@ -27,7 +27,7 @@ from fbcache.books import Books
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, next_state
 from fbcache.freezing import Ghost
 from fbcache.lru import Chain, Policy
-from fbcache.waiting import Waiter
+from fbcache.waiting import Hold, Waiter
 from fbcache.workers import Workers
 
 #: Most bytes kept free or clean ahead of need: at 2 GB/s, a quarter of a second of writing.
@@ -63,10 +63,7 @@ class Budget(Books):
             if self._fits(entry.nbytes):
                 self.admit(entry)
                 return None
-        waiter = Waiter(entry=entry)
-        self.room.append(waiter)
-        self.stalls += 1
-        return waiter
+        return self._wait_for_room(Waiter(entry=entry))
 
     def admit(self, entry: Entry) -> None:
         """Let a value into memory, whether it fits or not."""
@@ -84,10 +81,7 @@ class Budget(Books):
 
     def give_up_admission(self, entry: Entry) -> None:
         """Undo what a ``put`` has come to, wherever it was interrupted."""
-        for waiter in self.room:
-            if waiter.entry is entry:
-                self.room.remove(waiter)
-                break
+        self.leave_room(entry)
         self.disown(entry)
 
     @property
@@ -95,24 +89,43 @@ class Budget(Books):
         """Whether memory is over the budget, beyond what is pinned, and waiting can change that."""
         return self.resident_bytes - self.pinned_bytes > self.budget and not self._hopeless()
 
-    def load_waits(self) -> Waiter | None:
-        """Return what a load, or a write guard, under which a value may grow, has to wait for."""
+    def load_waits(self, hold: Hold, *, writing: bool) -> Waiter | None:
+        """Return what a load, or a write guard, under which a value may grow, has to wait for.
+
+        A reader never hears of failing writes. A writer, who makes values that must be written
+        before they can leave, tries one even after another has failed, and hears of its error.
+        """
+        if self.resident_bytes - self.pinned_bytes <= self.budget:
+            return None
+        self._make_room(0, force=writing)
         if not self.overfull:
             return None
-        self._make_room(0, force=False)
-        if not self.overfull:
-            return None
-        waiter = Waiter()
+        return self._wait_for_room(Waiter(hold=hold, exclusive=writing))
+
+    def _wait_for_room(self, waiter: Waiter) -> Waiter:
         self.room.append(waiter)
         self.stalls += 1
         return waiter
+
+    def leave_room(self, who: Entry | Hold) -> None:
+        """Take an entry or a hold out of the line for room, if it waits there."""
+        for waiter in self.room:
+            if waiter.entry is who or waiter.hold is who:
+                self.let_go_on(waiter)
+                return
+
+    def let_go_on(self, waiter: Waiter, error: BaseException | None = None) -> None:
+        """Take a waiter out of the line for room, and wake it."""
+        self.room.remove(waiter)
+        self.stall_seconds += time.monotonic() - waiter.since
+        waiter.wake(error)
 
     def _let_in(self) -> None:
         while self.room:
             waiter = self.room[0]
             entry = waiter.entry
             if entry is None:
-                self._make_room(0, force=False)
+                self._make_room(0, force=waiter.exclusive)
                 if self.overfull:
                     return
             else:
@@ -120,8 +133,7 @@ class Budget(Books):
                 if not self._fits(entry.nbytes):
                     return
                 self.admit(entry)
-            self.room.popleft()
-            waiter.wake()
+            self.let_go_on(waiter)
 
     def _fits(self, nbytes: int) -> bool:
         return self.resident_bytes + nbytes <= self.budget or self._hopeless()
@@ -335,7 +347,3 @@ class Budget(Books):
         self.policy.resize(budget)
         self._make_room(0, force=True)
         self._write_ahead()
-
-    def stalled(self, since: float) -> None:
-        """Count the time that a call has waited."""
-        self.stall_seconds += time.monotonic() - since

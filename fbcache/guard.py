@@ -153,7 +153,7 @@ class Guard(Hold):
     def _load(self, entry: Entry, *, writable: bool) -> Step:
         """Return the step that brings a spilled entry's value, or that its load has to wait for."""
         residency = self._residency
-        waiter = residency.load_waits()
+        waiter = residency.load_waits(self, writing=writable)
         if waiter is not None:
             return waiter
         order = residency.order_load(entry, writable=writable)
@@ -193,6 +193,7 @@ class Guard(Hold):
             residency.give_up_load(order)
         was_held = entry.held
         entry.give_up(self)
+        residency.leave_room(self)
         if entry.held and not was_held:
             residency.pin(entry)
         if self.held:
@@ -484,7 +485,7 @@ class WriteGuard(Guard):
             return self._load(entry, writable=True)
         if self._rollback and entry.token is None and self._copy is MISSING:
             return Work(self._save_copy, self._engine.workers)
-        waiter = residency.load_waits()
+        waiter = residency.load_waits(self, writing=True)
         if waiter is not None:
             return waiter
         self._count()

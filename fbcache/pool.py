@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-import time
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
@@ -209,12 +208,7 @@ class FBPool:
         waiter = residency.run(residency.admit_or_wait, entry)
         if waiter is None:
             return
-        since = time.monotonic()
-        try:
-            woken = waiter.sleep(self._put_timeout)
-        finally:
-            residency.run(residency.stalled, since)
-        if not woken:
+        if not waiter.sleep(self._put_timeout):
             raise self._too_late(entry)
         waiter.raise_error()
 

@@ -4,8 +4,9 @@ Guarantees
 ----------
 - Loads are single-flight (invariant 11): the state says LOADING from the order to its outcome, and who
   comes in between waits for that.
-- A failed write keeps the value, and its error surfaces once (invariant 9): in the call that
-  waits for this write, else in a ``put`` that waits for room, else in ``drain()`` or ``close()``.
+- A failed write keeps the value, and its error surfaces once (invariant 9): in the call that waits
+  for this write, else in a ``put`` or a write guard that waits for room, else in ``drain()`` or
+  ``close()``.
 - A blob is not deleted while a load needs it: the load has a share of its own.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from fbcache.budget import Budget
 from fbcache.entry import Entry, Event, State, Token, next_state
-from fbcache.errors import PoolClosedError, StorageError
+from fbcache.errors import PoolClosedError
 from fbcache.lru import Policy
 from fbcache.spill import LoadOrder, WriteOrder
 from fbcache.waiting import Waiter
@@ -128,9 +129,8 @@ class Residency(Budget):
             return
         if not hopeless:
             for waiter in self.room:
-                if waiter.entry is not None:
-                    self.room.remove(waiter)
-                    waiter.wake(error)
+                if waiter.entry is not None or waiter.exclusive:
+                    self.let_go_on(waiter, error)
                     return
         self._keep_for_later(error)
 
@@ -231,11 +231,11 @@ class Residency(Budget):
         self.deleting_count += 1
         return self._deletions.popleft()
 
-    def deleted(self, error: StorageError | None) -> None:
+    def deleted(self, error: Exception | None) -> None:
         """Hear that a deletion came to its end."""
         self.run(self._deleted, error)
 
-    def _deleted(self, error: StorageError | None) -> None:
+    def _deleted(self, error: Exception | None) -> None:
         self.deleting_count -= 1
         if error is not None:
             self.errors += 1

@@ -72,7 +72,7 @@ class Decisions(Protocol):
         """Return a blob that nobody needs any more."""
         ...
 
-    def deleted(self, error: StorageError | None) -> None:
+    def deleted(self, error: Exception | None) -> None:
         """Hear that a deletion came to its end."""
         ...
 
@@ -95,7 +95,8 @@ class Spiller:
         try:
             frames = self._encode(order)
         except BaseException as error:
-            self._decisions.write_failed(order, error, hopeless=True)
+            # Memory may come free again; what cannot be encoded stays so.
+            self._decisions.write_failed(order, error, hopeless=not isinstance(error, MemoryError))
             return
         try:
             disk_bytes = self._store.write(order.key, frames)
@@ -124,17 +125,17 @@ class Spiller:
         token = self._decisions.next_deletion()
         if token is None:
             return
-        failure: StorageError | None = None
+        failure: Exception | None = None
         try:
             self._store.delete(token.key)
-        except StorageError as error:
+        except Exception as error:  # whatever a store raises, the thread goes on
             failure = error
         self._decisions.deleted(failure)
 
     def _encode(self, order: WriteOrder) -> Frames:
         try:
             frames = self._codec.encode(order.value, allow_pickle=True)
-        except FBCacheError:
+        except (FBCacheError, MemoryError):
             raise
         except Exception as error:
             raise StorageError(

@@ -93,9 +93,11 @@ class Waiter:
         The entry that waits to be let into memory; admitted on its behalf.
     error : BaseException or None
         Set before the wake: what the sleeper raises.
+    since : float
+        When the wait began, on the monotonic clock.
     """
 
-    __slots__ = ("_future", "_lock", "_loop", "done", "entry", "error", "exclusive", "hold")
+    __slots__ = ("_future", "_lock", "_loop", "done", "entry", "error", "exclusive", "hold", "since")
 
     def __init__(
         self, *, hold: Hold | None = None, exclusive: bool = False, entry: Any = None
@@ -104,6 +106,7 @@ class Waiter:
         self.exclusive = exclusive
         self.entry = entry
         self.error: BaseException | None = None
+        self.since = monotonic()
         self.done = False
         self._lock: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -6,6 +6,8 @@ one order in which they can go on; nothing here depends on time.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import threading
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fbcache import DeadlockError, FBPool, PoolClosedError, State
+from fbcache import DeadlockError, DiskFullError, FBPool, PoolClosedError, State
 from tests.conftest import MakePool, Running, Sleepers
 
 ITEM = 8192
@@ -421,3 +423,31 @@ def test_a_finalizer_that_the_collector_runs_amid_a_decision_may_call_the_pool(
     assert pool["y"][0] == 2
     assert pool["from a finalizer"][0] == 3
     pool.validate()
+
+
+def test_changing_spilled_values_while_the_disk_is_full_is_bounded_and_says_so(
+    make_faulty_pool: MakeFaulty,
+) -> None:
+    """Invariants 3 and 9: a write guard that would outrun a failing disk raises, and loses nothing."""
+    pool, disk = make_faulty_pool(4 * ITEM, io_threads=1)
+    for name in range(20):
+        pool.put(name, array(name))
+    pool.evict()
+    disk.fail("writev", error=OSError(errno.ENOSPC, "no space"), times=None)
+    changed = []
+    for name in range(20):
+        try:
+            change(pool, name, 100)
+        except DiskFullError:
+            pass
+        else:
+            changed.append(name)
+        pool.validate()
+        assert pool.stats().resident_bytes <= 5 * ITEM, "the budget, and the value last changed"
+    assert 4 <= len(changed) < 20
+    disk.clear()
+    for name in range(20):
+        assert pool[name][0] == (name + 100 if name in changed else name)
+    with contextlib.suppress(DiskFullError):
+        pool.drain()
+    change(pool, 19, 0)
