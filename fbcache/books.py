@@ -28,7 +28,7 @@ from typing import Any, ParamSpec, TypeVar
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import FBCacheError, PoolClosedError
 from fbcache.keys import KeyIndex
-from fbcache.waiting import Hold
+from fbcache.waiting import Answer, Hold
 from fbcache.workers import Workers
 
 P = ParamSpec("P")
@@ -56,7 +56,7 @@ class Books:
         self.lost_guards: deque[Hold] = deque()
         # Dealt with after the lock is released.
         self._garbage: deque[tuple[Entry, Any]] = deque()
-        self._answers: deque[tuple[Future[None], BaseException | None]] = deque()
+        self._answers: deque[tuple[Answer | Future[None], BaseException | None]] = deque()
         # Blobs that nobody needs.
         self._deletions: deque[Token] = deque()
         self.deleting_count = 0  # of those, being deleted now
@@ -103,10 +103,10 @@ class Books:
     def _clear(self) -> None:
         while self._answers:
             try:
-                future, error = self._answers.popleft()
+                answer, error = self._answers.popleft()
             except IndexError:  # another thread was faster
                 break
-            _answer(future, error)
+            _give(answer, error)
         while self._garbage:
             try:
                 entry, value = self._garbage.popleft()
@@ -147,6 +147,12 @@ class Books:
             hold = self.lost_guards[0]
             del self.lost_guards[0]
             hold.withdraw()
+
+    def withdraw_abandoned(self) -> None:
+        """Let all entries go that are held by guards which nobody has any more."""
+        for entry in [e for e in self.entries if e.held]:
+            for hold in entry.abandoned():
+                hold.withdraw()
 
     def disown(self, entry: Entry) -> None:
         """Drop ``entry`` if no name, handle, guard or waiter has it."""
@@ -199,7 +205,7 @@ class Books:
         requests = entry.requests
         if requests is not None:
             entry.requests = None
-            self._answers.extend((future, error) for future in requests)
+            self._answers.extend((answer, error) for answer in requests)
 
     def wake_watchers(self, entry: Entry) -> None:
         """Let those go on who waited for a load."""
@@ -218,7 +224,14 @@ def _closed() -> FBCacheError:
     return PoolClosedError("the pool was closed; make a new FBPool")
 
 
-def _answer(future: Future[None], error: BaseException | None) -> None:
+def _give(answer: Answer | Future[None], error: BaseException | None) -> None:
+    if isinstance(answer, Answer):
+        answer.wake(error)
+    else:
+        _end(answer, error)
+
+
+def _end(future: Future[None], error: BaseException | None) -> None:
     if not future.set_running_or_notify_cancel():
         return
     if error is None:

@@ -27,7 +27,7 @@ from fbcache.books import Books
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, next_state
 from fbcache.freezing import Ghost
 from fbcache.lru import Chain, Policy
-from fbcache.waiting import Hold, Waiter
+from fbcache.waiting import Answer, Hold, Waiter
 from fbcache.workers import Workers
 
 #: Most bytes kept free or clean ahead of need: at 2 GB/s, a quarter of a second of writing.
@@ -60,9 +60,10 @@ class Budget(Books):
         self.check_open()
         if not self.room:
             self._make_room(entry.nbytes, force=True)
-            if self._fits(entry.nbytes):
-                self.admit(entry)
-                return None
+        # A worker comes here in a value's finalizer; who waited for others there would wait for itself.
+        if (not self.room and self._fits(entry.nbytes)) or self._workers.is_worker():
+            self.admit(entry)
+            return None
         return self._wait_for_room(Waiter(entry=entry))
 
     def admit(self, entry: Entry) -> None:
@@ -72,12 +73,12 @@ class Budget(Books):
         self.policy.add(entry)
         self._write_ahead()
 
-    def admit_oversize(self, entry: Entry) -> Future[None]:
-        """Let in a value larger than the budget, to be written at once."""
+    def admit_oversize(self, entry: Entry, answer: Answer) -> None:
+        """Let in a value larger than the budget, to be written at once; ``answer`` comes after that."""
         self.check_open()
         self.entries.add(entry)
         self.resident_bytes += entry.nbytes
-        return self.request_write(entry)
+        self.request_write(entry, answer)
 
     def give_up_admission(self, entry: Entry) -> None:
         """Undo what a ``put`` has come to, wherever it was interrupted."""
@@ -98,7 +99,7 @@ class Budget(Books):
         if self.resident_bytes - self.pinned_bytes <= self.budget:
             return None
         self._make_room(0, force=writing)
-        if not self.overfull:
+        if not self.overfull or self._workers.is_worker():
             return None
         return self._wait_for_room(Waiter(hold=hold, exclusive=writing))
 
@@ -235,6 +236,11 @@ class Budget(Books):
 
     def touch(self, entry: Entry) -> None:
         """Note a hit on an entry that is not in the policy's front segment."""
+        torn, self.torn = self.torn, True  # a hit comes here without `run`
+        self._touch(entry)
+        self.torn = torn
+
+    def _touch(self, entry: Entry) -> None:
         if entry.order is self.front:  # another hit was faster
             return
         if self.policy.owns(entry):
@@ -247,19 +253,17 @@ class Budget(Books):
         elif entry.state is State.WRITING and entry.owned:
             self.policy.add(entry)
 
-    def request_write(self, entry: Entry) -> Future[None]:
-        """Have the entry's blob written soon; the future ends with it."""
-        future: Future[None] = Future()
+    def request_write(self, entry: Entry, answer: Answer | Future[None]) -> None:
+        """Have the entry's blob written soon; ``answer`` is given when it is, or could not be."""
         if entry.token is not None or entry.state is State.DROPPED:
-            self._answers.append((future, None))
-            return future
+            self._answers.append((answer, None))
+            return
         if entry.requests is None:
             entry.requests = []
-        entry.requests.append(future)
+        entry.requests.append(answer)
         if entry.state is State.RESIDENT and entry.writer is None:
             entry.stuck = False
             self._queue(entry, first=True)
-        return future
 
     def correct_size(self, entry: Entry, nbytes: int) -> None:
         """Give ``entry`` its true size, in whatever order it is."""
@@ -286,6 +290,7 @@ class Budget(Books):
 
     def evictable(self, nbytes: int | None) -> list[Entry]:
         """Return unpinned values in memory, next to leave first, of ``nbytes`` at least, or all."""
+        self.withdraw_abandoned()
         writing = [e for e in self.entries if e.state is State.WRITING]
         chosen = [e for e in (*self.clean, *writing, *self.queued) if not e.held]
         found = sum(e.nbytes for e in chosen)

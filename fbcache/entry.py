@@ -22,6 +22,7 @@ together, :meth:`Residency.run <fbcache.residency.Residency.run>` mends what an 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future
@@ -32,7 +33,7 @@ from uuid import UUID
 from fbcache.errors import DeadlockError, InternalError
 from fbcache.freezing import Ghost
 from fbcache.lru import Node
-from fbcache.waiting import Hold, Owner, Waiter, runs_on
+from fbcache.waiting import Answer, Hold, Owner, Waiter, runs_on
 
 
 class State(IntEnum):
@@ -174,7 +175,7 @@ class Entry(Node):
         Who waits for the lock, in order; None when nobody does.
     watchers : list of Waiter or None
         Who waits for a load to end.
-    requests : list of Future or None
+    requests : list of Answer or Future, or None
         Who waits for its blob to be written.
     stuck : bool
         Whether this version could not be encoded, so that it stays in memory.
@@ -222,7 +223,7 @@ class Entry(Node):
         self.writer: Hold | None = None
         self.waiters: deque[Waiter] | None = None
         self.watchers: list[Waiter] | None = None
-        self.requests: list[Future[None]] | None = None
+        self.requests: list[Answer | Future[None]] | None = None
         self.stuck = False
         self.ghost: Ghost | None = None
 
@@ -300,6 +301,22 @@ class Entry(Node):
             return False
         self._enter_shared(hold)
         return True
+
+    def abandoned(self) -> list[Hold]:
+        """Return holds whose guards nothing but this lock refers to any more.
+
+        An interrupt at the entry of a guard's ``__exit__``, before its first instruction, ends the
+        block without a word to the guard; so does a program that calls ``__enter__`` and forgets.
+        A guard in use is referred to by the block's frame.
+        """
+        if not _COUNTED:
+            return []
+        holds: list[Hold] = [] if self.writer is None else [self.writer]
+        hold = self.readers
+        while hold is not None:
+            holds.append(hold)
+            hold = hold.next
+        return [h for h in map(holds.pop, [0] * len(holds)) if _references(h) == _OWN + _links(h)]
 
     def leave(self, hold: Hold) -> None:
         """Take ``hold`` out of the lock. Call :meth:`hand_over` next. Straight line."""
@@ -426,6 +443,22 @@ class Entry(Node):
 
 def _is_exclusive(waiter: Waiter) -> bool:
     return waiter.exclusive
+
+
+def _references(hold: Hold) -> int:
+    return sys.getrefcount(hold)
+
+
+def _links(hold: Hold) -> int:
+    """How often the lock refers to ``hold``: as its first or writer, and from a neighbour or two."""
+    return 1 + (hold.next is not None)
+
+
+#: Whether reference counts tell what refers to an object: with a GIL, in CPython.
+_COUNTED: Final = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+#: References to a hold that come from looking at it; how many differs between interpreters.
+_OWN: Final = next(_references(h) for h in map([Hold()].pop, [0]))
 
 
 def _kind(owner: Owner) -> str:

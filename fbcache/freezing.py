@@ -68,6 +68,17 @@ def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
     return kept.view() if type(kept) is np.ndarray and kept.base is None else kept
 
 
+def seal(value: Any) -> Any:
+    """Make the arrays of a value that nobody else has read-only, without copying any.
+
+    For values that come out of a pickle: what a codec makes of raw buffers is read-only already.
+    """
+    for array in _arrays(value):
+        _owner(array).setflags(write=False)
+        _freeze(array)
+    return value
+
+
 def thaw(value: Any) -> tuple[Any, Owners]:
     """Make the arrays of a value that was taken over writeable again.
 

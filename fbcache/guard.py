@@ -141,6 +141,8 @@ class Guard(Hold):
         """Return the entry, or the one that has taken over its name since ``get``."""
         self._residency.check_open()
         entry = self._entry
+        for hold in entry.abandoned() if entry.held else ():
+            hold.withdraw()
         if entry.state is not State.DROPPED:
             return entry
         successor = self._engine.names.get(self._name) if self._name is not MISSING else None

@@ -19,7 +19,7 @@ from fbcache.entry import MISSING, Entry, State
 from fbcache.freezing import deep_copy, take_over
 from fbcache.guard import Engine, ReadGuard, WriteGuard
 from fbcache.leash import HeldReadGuard, HeldWriteGuard, try_read, try_write
-from fbcache.waiting import Step, Work
+from fbcache.waiting import Answer, Step, Work
 
 if TYPE_CHECKING:
     from fbcache.pool import FBPool
@@ -165,7 +165,9 @@ class Fb:
         """
         engine = self._engine
         engine.residency.check_open()
-        return engine.residency.run(engine.residency.request_write, self._owned)
+        future: Future[None] = Future()
+        engine.residency.run(engine.residency.request_write, self._owned, future)
+        return future
 
     def write_now(self) -> None:
         """Write the value's blob now, and keep the value in memory.
@@ -175,7 +177,12 @@ class Fb:
         StorageError, UnsupportedTypeError
             It could not be written; the value is still in memory.
         """
-        self.spawn_write_now().result()
+        residency = self._engine.residency
+        residency.check_open()
+        answer = Answer()
+        residency.run(residency.request_write, self._owned, answer)
+        answer.wait()
+        answer.raise_error()
 
     @property
     def _engine(self) -> Engine:

@@ -309,6 +309,10 @@ class CachetoolsPolicy(Generic[Entry]):
         self._torn = False
 
 
+_BY_TIME = (
+    "policy {} expires values by time, and a pool never drops one; choose 'lru', 'lfu', 'fifo' or 'rr'"
+)
+
 _BY_NAME: dict[str, type[cachetools.Cache[Any, Any]]] = {
     "lfu": cachetools.LFUCache,
     "fifo": cachetools.FIFOCache,
@@ -337,6 +341,8 @@ def make_policy(spec: str | type[cachetools.Cache[Any, Any]], budget: int) -> Po
     if spec == "lru":
         return TwoSegmentLRU(budget)
     if isinstance(spec, str):
+        if spec in ("ttl", "tlru"):
+            raise ValueError(_BY_TIME.format(spec))
         kind = _BY_NAME.get(spec)
         if kind is None:
             raise ValueError(f"policy {spec!r} is unknown; choose 'lru', 'lfu', 'fifo' or 'rr'")
@@ -344,8 +350,5 @@ def make_policy(spec: str | type[cachetools.Cache[Any, Any]], budget: int) -> Po
     if not (isinstance(spec, type) and issubclass(spec, cachetools.Cache)):
         raise TypeError(f"policy must be a name or a cachetools class, not {spec!r}")
     if issubclass(spec, (cachetools.TTLCache, cachetools.TLRUCache)):
-        raise ValueError(
-            f"policy {spec.__name__} expires values by time, and a pool never drops one; "
-            "choose 'lru', 'lfu', 'fifo' or 'rr'"
-        )
+        raise ValueError(_BY_TIME.format(spec.__name__))
     return CachetoolsPolicy(spec)

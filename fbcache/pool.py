@@ -11,7 +11,6 @@ import difflib
 import operator
 import os
 from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal
 from uuid import UUID
@@ -34,6 +33,7 @@ from fbcache.stats import PoolStats
 from fbcache.store.files import FileStore
 from fbcache.store.protocol import BlobStore, StoreLimits
 from fbcache.store.session import Session
+from fbcache.waiting import Answer
 
 _RAISE: Any = object()
 
@@ -107,6 +107,8 @@ class FBPool:
         if verify not in ("first", "always", "never"):
             raise ValueError(f"verify is 'first', 'always' or 'never', not {verify!r}")
         threads = _check_threads(io_threads)
+        _check_part("codec", codec, "encode", "decode", "name")
+        _check_part("store", store, "write", "read", "delete", "close")
         session = None
         if store is None:
             session = Session.open(directory)
@@ -191,7 +193,7 @@ class FBPool:
         fb._own(entry)
         try:
             if entry.nbytes > residency.budget:
-                self._spill_at_once(residency.run(residency.admit_oversize, entry))
+                self._spill_at_once(entry)
             else:
                 self._await_admission(entry)
             if name is not MISSING:
@@ -212,19 +214,17 @@ class FBPool:
             raise self._too_late(entry)
         waiter.raise_error()
 
-    def _spill_at_once(self, written: Future[None]) -> None:
-        """Wait until a value larger than the budget is on disk."""
-        try:
-            written.result(self._put_timeout)
-        except TimeoutError as error:
-            if isinstance(error, PutTimeoutError) or written.done():
-                raise
+    def _spill_at_once(self, entry: Entry) -> None:
+        """Admit a value larger than the budget, and wait until it is on disk."""
+        residency = self._engine.residency
+        written = Answer()
+        residency.run(residency.admit_oversize, entry, written)
+        if not written.wait(self._put_timeout):
             raise PutTimeoutError(
                 f"a value larger than the budget was not written within {self._put_timeout} s; "
                 "nothing was stored"
-            ) from None
-        finally:
-            del written  # its error refers to this frame; the cycle would keep the value alive
+            )
+        written.raise_error()
 
     def _too_late(self, entry: Entry) -> PutTimeoutError:
         return PutTimeoutError(
@@ -482,6 +482,8 @@ class FBPool:
         DiskFullError, StorageError, UnsupportedTypeError
             A value could not be written; it is still in memory. The others were dropped.
         """
+        if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int) or nbytes < 0):
+            raise ValueError(f"nbytes is a number of bytes from 0 up, not {nbytes!r}")
         residency = self._engine.residency
         residency.check_open()
         if names is None:
@@ -493,18 +495,20 @@ class FBPool:
     def _evict(self, entries: list[Entry], nbytes: int | None) -> int:
         residency = self._engine.residency
         planned = 0
-        written: list[tuple[Entry, Future[None]]] = []
+        written: list[tuple[Entry, Answer]] = []
         for entry in entries:
             if nbytes is not None and planned >= nbytes:
                 break
             if entry.held or entry.state in (State.SPILLED, State.LOADING):
                 continue
             planned += entry.nbytes
-            written.append((entry, residency.run(residency.request_write, entry)))
+            written.append((entry, Answer()))
+            residency.run(residency.request_write, *written[-1])
         freed = 0
         failed: BaseException | None = None
-        for entry, future in written:
-            error = future.exception()
+        for entry, answer in written:
+            answer.wait()
+            error = answer.error
             if error is None:
                 freed += residency.run(residency.evict_if_possible, entry)
             elif failed is None:
@@ -515,7 +519,7 @@ class FBPool:
             try:
                 raise failed
             finally:
-                del failed, error, future, written  # they refer to each other through this frame
+                del failed, error, answer, written  # they refer to each other through this frame
         return freed
 
     def drain(self) -> None:
@@ -588,6 +592,7 @@ class FBPool:
 
     def _validate(self) -> None:
         residency = self._engine.residency
+        residency.withdraw_abandoned()
         audit.check(residency)
         named = {e for e in residency.entries if e.named}
         if named != set(self._engine.names.values()):
@@ -648,6 +653,12 @@ def _check_name(name: Hashable) -> None:
         hash(name)
     except TypeError as error:
         raise TypeError(f"a name must be hashable, such as a string or a tuple: {error}") from None
+
+
+def _check_part(argument: str, part: object, *needed: str) -> None:
+    lacking = [name for name in needed if not hasattr(part, name)]
+    if part is not None and lacking:
+        raise TypeError(f"{argument}={part!r} has no {', '.join(lacking)}; see the protocol in the docs")
 
 
 def _check_timeout(seconds: float | None) -> float | None:

@@ -245,7 +245,7 @@ class Residency(Budget):
 
     def idle(self) -> Waiter | None:
         """Return what to wait for until no background work is left, or None."""
-        if not self._busy():
+        if not self._busy() or self._workers.is_worker():
             return None
         waiter = Waiter()
         self.idlers.append(waiter)

@@ -17,7 +17,7 @@ from uuid import UUID
 from fbcache.codec.frames import Codec, Frames
 from fbcache.entry import Entry, Token
 from fbcache.errors import CorruptBlobError, FBCacheError, StorageError
-from fbcache.freezing import take_over, thaw
+from fbcache.freezing import seal, take_over, thaw
 from fbcache.store.protocol import BlobStore
 
 
@@ -137,7 +137,7 @@ class Spiller:
             frames = self._codec.encode(order.value, allow_pickle=True)
         except (FBCacheError, MemoryError):
             raise
-        except Exception as error:
+        except BaseException as error:  # a KeyboardInterrupt here is the codec's own
             raise StorageError(
                 f"the codec {self._codec.name!r} failed on {order.entry!r}: {error!r}",
                 path=self._store.path,
@@ -165,7 +165,7 @@ class Spiller:
         except CorruptBlobError as error:  # a codec does not know whose frames they are
             raise CorruptBlobError(error.reason, key=key, path=self._store.locate(key)) from error
         if not order.writable:
-            return value
+            return value if frames.pickled is None else seal(value)
         # Frozen like every value in memory; all its arrays are its own, whatever they are views of.
         value, owners = thaw(value)
         return take_over(value, owned=owners)

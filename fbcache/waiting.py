@@ -13,6 +13,8 @@ Guarantees
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections.abc import Callable
 from threading import Lock, get_ident
 from time import monotonic
@@ -22,8 +24,9 @@ from typing import Any, Final, Protocol, TypeAlias
 #: noticed by it, so that an interrupt would have to be sent twice.
 LOOK_UP: Final = 0.5
 
-#: Who holds a guard: a thread's identifier, or under asyncio the task.
-Owner: TypeAlias = "int | asyncio.Task[Any]"
+#: Who holds a guard: a thread's identifier, or under asyncio the task. By a weak reference: a task whose
+#: loop has ended is collected then, and as its coroutine is closed the guard is left.
+Owner: TypeAlias = "int | weakref.ref[asyncio.Task[Any]]"
 
 _running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
@@ -34,12 +37,16 @@ def current_owner() -> Owner:
     loop = _running_loop()
     if loop is None:
         return get_ident()
-    return _current_task(loop) or get_ident()
+    task = _current_task(loop)
+    return get_ident() if task is None else weakref.ref(task)
 
 
 def runs_on(owner: Owner, loop: asyncio.AbstractEventLoop) -> bool:
     """Whether ``owner`` can go on only when ``loop`` does."""
-    return isinstance(owner, asyncio.Task) and owner.get_loop() is loop
+    if isinstance(owner, int):
+        return False
+    task = owner()
+    return task is not None and task.get_loop() is loop
 
 
 class Hold:
@@ -135,6 +142,9 @@ class Waiter:
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Block this thread until woken; False when ``timeout`` seconds passed first."""
+        return self._sleep(timeout)
+
+    def _sleep(self, timeout: float | None) -> bool:
         if self.done:
             return True
         lock = Lock()
@@ -145,7 +155,8 @@ class Waiter:
             left = LOOK_UP if until is None else min(until - monotonic(), LOOK_UP)
             if left < 0:
                 return self.done
-            lock.acquire(timeout=left)
+            if not _help_out():
+                lock.acquire(timeout=left)
         return True
 
     def run(self) -> None:
@@ -174,6 +185,35 @@ class Waiter:
             if not self.done:
                 await self._future
         self.raise_error()
+
+
+class _Help(threading.local):
+    """What a worker does rather than wait; None in other threads."""
+
+    job: Callable[[], bool] | None = None
+
+
+#: Set by each worker for itself. A value's finalizer may call the pool from one: waiting there
+#: for what the workers are to do, it does their next job, else one thread would wait for itself.
+HELP: Final = _Help()
+
+
+def _help_out() -> bool:
+    return HELP.job is not None and HELP.job()
+
+
+class Answer(Waiter):
+    """What a thread waits for that has asked for a write.
+
+    Unlike a ``Future``, whose condition an interrupt of the waiting thread can leave locked for the
+    worker that answers.
+    """
+
+    __slots__ = ()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block this thread until answered; False when ``timeout`` seconds passed first."""
+        return self._sleep(timeout)
 
 
 class Executor(Protocol):

@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from fbcache.waiting import HELP
+
 Job = Callable[[], None]
 
 
@@ -40,6 +42,10 @@ class Workers:
         """Have ``job`` run; it must not raise, nor wait for another job."""
         (self._urgent if urgent else self._normal).append(job)
         self._calls.put(True)
+
+    def is_worker(self) -> bool:
+        """Whether this is one of the threads, which must not wait for a job (invariant 6)."""
+        return threading.current_thread() in self._threads
 
     def stop(self) -> None:
         """End the threads after the jobs that were submitted before. Does not wait."""
@@ -69,14 +75,22 @@ class Workers:
             self._threads.append(thread)
 
     def _work(self) -> None:
+        HELP.job = self._do_next
         while self._calls.get():
             # All jobs there are, not one for each call: an interrupt between `submit`'s two
             # steps leaves a job without a call, which must not wait for the next one.
-            while (job := self._next_job()) is not None:
-                if len(self._threads) < self._size and (self._urgent or self._normal):
-                    self._grow()
-                job()
-                del job  # it may be all that keeps a value or a pool alive
+            while self._do_next():
+                pass
+
+    def _do_next(self) -> bool:
+        """Do one job, if there is one."""
+        job = self._next_job()
+        if job is None:
+            return False
+        if len(self._threads) < self._size and (self._urgent or self._normal):
+            self._grow()
+        job()
+        return True
 
     def _next_job(self) -> Job | None:
         try:

@@ -6,8 +6,7 @@ the n-th such place, as Ctrl-C would there. Places where the tracer's exception 
 another handler than a signal's (the edge of a ``try`` runs between a call and its next
 instruction) are passed over.
 
-Two places are left out, where no Python code can help. An interrupt at the entry of ``__exit__``
-means that a context manager is never told of the block's end; one at the very return of ``os.open``
+One place is left out, where no Python code can help: an interrupt at the very return of ``os.open``
 loses the descriptor's number.
 """
 
@@ -25,7 +24,7 @@ import fbcache
 _ROOM = str(Path(fbcache.__file__).parent)
 _LETS_IN = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD"}
 _OPEN = "Disk.open"
-_UNTOLD = {"__exit__", "__aexit__", "__del__"}
+_UNTOLD = {"__del__"}  # the interpreter drops what a finalizer raises
 
 
 class Interrupter:

@@ -77,6 +77,10 @@ class Disk:
         """Return the names in a directory, given by its path or its descriptor."""
         return os.listdir(path)
 
+    def exists(self, path: str) -> bool:
+        """Whether there is something at ``path``."""
+        return os.path.exists(path)
+
     def free_bytes(self, path: str) -> int:
         """Return the bytes that this user may still write to the file system of ``path``."""
         return (room := os.statvfs(path)).f_bavail * room.f_frsize

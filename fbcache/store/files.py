@@ -134,7 +134,7 @@ class FileStore:
         try:
             fd = self._disk.open(path, _READ)
         except OSError as error:
-            if error.errno in _NOT_A_BLOB:
+            if error.errno in _NOT_A_BLOB and self._disk.exists(self._directory):
                 raise CorruptBlobError(_NOT_A_BLOB[error.errno], key=key, path=path) from error
             raise self._error("read", path, error) from error
         try:
