@@ -274,8 +274,9 @@ class FBPool:
     def get_mut(self, name_or_key: Hashable, *, rollback: bool = False) -> WriteGuard:
         """Return a guard for writing: ``with pool.get_mut(name) as value``.
 
-        Entering it waits until nobody else holds the entry, and gives the entry a new key.
-        Errors are those of :meth:`get`.
+        Entering it waits until nobody else holds the entry, and gives the entry a new key. Errors
+        are those of :meth:`get`. While writes fail and memory is over the budget, entering tries
+        one and raises its DiskFullError or StorageError; the value stays as it was.
 
         Parameters
         ----------
@@ -313,7 +314,11 @@ class FBPool:
         return try_write(self.get_mut(name_or_key))
 
     def __getitem__(self, name: Hashable) -> Any:
-        """Return the value, read-only, without pinning it."""
+        """Return the value, read-only, without pinning it.
+
+        An array is the pool's own memory, not a copy: a later ``get_mut`` may change it in place.
+        ``get`` keeps writers out for as long as its block runs.
+        """
         engine = self._engine
         try:
             entry = engine.names.get(name)

@@ -289,10 +289,9 @@ def test_close_during_evict_and_write_now_is_the_typed_error(make_faulty_pool, s
     gate.wait_reached()
     residency, asked = pool._engine.residency, threading.Event()
 
-    def announced(entry, request=residency.request_write):
-        future = request(entry)
+    def announced(entry, answer, request=residency.request_write):
+        request(entry, answer)
         asked.set()
-        return future
 
     monkeypatch.setattr(residency, "request_write", announced)
     evicting = spawn(pool.evict, ["a"])

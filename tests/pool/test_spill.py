@@ -306,12 +306,11 @@ def test_invariant_9_each_put_hears_of_its_own_failure(make_faulty_pool: MakeFau
         assert pool.stats().resident_bytes <= 8 * SMALL
     assert len(pool) == stored
     assert all((pool[number] == number).all() for number in range(stored))
+    with suppress(DiskFullError):  # of the writes that no put waited for, the one under way included
+        pool.drain()
     disk.clear()
     pool.put("more", content(1, 3 * SMALL), nbytes=3 * SMALL)
-    try:
-        pool.drain()
-    except DiskFullError:  # of the first write, ahead of need
-        pool.drain()
+    pool.drain()
 
 
 def test_invariant_9_a_failed_write_ahead_surfaces_on_drain(make_faulty_pool: MakeFaultyPool) -> None:
@@ -864,7 +863,7 @@ def test_a_directory_that_vanished_loses_nothing_in_memory(make_pool: MakePool) 
     with pytest.raises(StorageError, match="cannot write") as caught:
         pool.evict()
     assert caught.value.path == str(session)
-    with pytest.raises(Exception, match="gone"):
+    with pytest.raises(StorageError, match="cannot read"):
         pool["spilled"]
     assert (pool["x"] == 2).all()
     with pool.get_mut("x") as value:

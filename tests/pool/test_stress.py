@@ -124,8 +124,8 @@ class Crowd:
             act = rng.choices(acts, weights)[0]
             try:
                 act(number, rng.randrange(NAMES), rng)
-            except KeyError:
-                pass  # deleted by another
+            except (KeyError, *self.trouble):
+                pass  # deleted by another, or changing it would outrun the failing disk
 
     def read(self, number: int, name: int, rng: random.Random) -> None:
         with self.pool.get(name) as value:
@@ -217,7 +217,7 @@ class Crowd:
                     self.mutations[number] += 1
                 else:
                     await self.cancelled(name)
-            except KeyError:
+            except (KeyError, *self.trouble):
                 pass
 
     async def cancelled(self, name: int) -> None:
