@@ -1,4 +1,4 @@
-"""Invariant 5: the pool's lock is not held during a system call on a file, nor while code of the user's runs."""
+"""Invariant 5: the lock is not held during a system call on a file, nor while code of the user's runs."""
 
 from __future__ import annotations
 
