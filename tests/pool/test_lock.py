@@ -72,6 +72,7 @@ def test_invariant_5_no_lock_is_held_during_io_or_code_of_the_users(tmp_path: Pa
     store = FileStore(str(tmp_path), disk=WatchedDisk(watch))
     with FBPool(4 * ITEM, store=store, codec=WatchedCodec(watch)) as pool:
         watch.lock = pool._engine.residency.lock
+        pool.insert(Mortal(watch)).drop()  # it dies of a decision, and of nothing else
         for name in range(12):
             pool.put(name, np.full(ITEM // 8, float(name)))
             pool.put(("mortal", name), Mortal(watch))
