@@ -23,6 +23,16 @@ def items() -> dict[str, Any]:
     return {key: value.copy() for key, value in ITEMS.items()}
 
 
+def read_all(benchmark: Benchmark, cache: Any) -> None:
+    """Time one subscript of each item, whatever the cache."""
+
+    def read() -> None:
+        for key in ITEMS:
+            cache[key]
+
+    benchmark(read)
+
+
 @pytest.mark.benchmark(group="guarded hit, 1,000 of them")
 class TestGuardedHit:
     def test_fbcache_with_get(self, benchmark: Benchmark, pools: Callable[..., FBPool]) -> None:
@@ -53,12 +63,7 @@ class TestGuardedHit:
     def test_zict_buffer(self, benchmark: Benchmark, tmp_path: Path) -> None:
         buffer = zict_buffer(tmp_path, 1 << 30)
         fill(buffer, items())
-
-        def read() -> None:
-            for key in ITEMS:
-                buffer[key]
-
-        benchmark(read)
+        read_all(benchmark, buffer)
 
 
 @pytest.mark.benchmark(group="plain hit, 1,000 of them")
@@ -67,38 +72,18 @@ class TestPlainHit:
         pool = pools(1 << 30)
         for key, value in items().items():
             pool.put(key, value)
-
-        def read() -> None:
-            for key in ITEMS:
-                pool[key]
-
-        benchmark(read)
+        read_all(benchmark, pool)
 
     def test_cachebox(self, benchmark: Benchmark) -> None:
         cache: Any = cachebox.LRUCache(2000)
         fill(cache, items())
-
-        def read() -> None:
-            for key in ITEMS:
-                cache[key]
-
-        benchmark(read)
+        read_all(benchmark, cache)
 
     def test_zict_buffer(self, benchmark: Benchmark, tmp_path: Path) -> None:
         buffer = zict_buffer(tmp_path, 1 << 30)
         fill(buffer, items())
-
-        def read() -> None:
-            for key in ITEMS:
-                buffer[key]
-
-        benchmark(read)
+        read_all(benchmark, buffer)
 
     def test_dict(self, benchmark: Benchmark) -> None:
         cache = items()
-
-        def read() -> None:
-            for key in ITEMS:
-                cache[key]
-
-        benchmark(read)
+        read_all(benchmark, cache)
