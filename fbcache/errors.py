@@ -44,6 +44,39 @@ class ForkedPoolError(FBCacheError, RuntimeError):
     """The pool belongs to the parent process; make a new one in the child."""
 
 
+class DirectoryInUseError(FBCacheError, RuntimeError):
+    """Another process writes to the tracked directory; or, with ``wait=False``, another save does.
+
+    Attributes
+    ----------
+    path : str
+        The directory.
+    host, pid
+        Who holds it, where that is known.
+    """
+
+    def __init__(self, message: str, *, path: str = "", host: str = "", pid: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.host = host
+        self.pid = pid
+
+
+class ReadOnlyError(FBCacheError, PermissionError):
+    """The tracked directory was opened with ``readonly=True``; nothing was changed."""
+
+
+class NameTakenError(FBCacheError, ValueError):
+    """A name that was to be given is taken; nothing was changed. ``replace=True`` takes it over."""
+
+
+class CheckpointNotFoundError(FBCacheError, KeyError):
+    """There is no such checkpoint: no such version or tag, or none at all in the directory."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class UnsupportedTypeError(FBCacheError, TypeError):
     """No codec can encode part of the value.
 
@@ -144,6 +177,32 @@ class CorruptBlobError(FBCacheError):
 
 def _rebuild_corrupt(reason: str, key: UUID | None, path: str) -> CorruptBlobError:
     return CorruptBlobError(reason, key=key, path=path)
+
+
+class CorruptCheckpointError(FBCacheError):
+    """A checkpoint's manifest is not what was written, or of a format not known here.
+
+    Other versions, and the blobs, are not affected.
+
+    Attributes
+    ----------
+    path : str
+        The manifest's file.
+    reason : str
+        What did not match.
+    """
+
+    def __init__(self, reason: str, *, path: str = "") -> None:
+        super().__init__(f"the checkpoint in {path or 'memory'} cannot be opened: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_checkpoint, (self.reason, self.path)
+
+
+def _rebuild_checkpoint(reason: str, path: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(reason, path=path)
 
 
 # ------------------------------------------------------------------------------- our own

@@ -21,8 +21,10 @@ PUBLIC = [
     *("MsgpackCodec", "Frames", "register", "FileStore"),
     *("FBCacheError", "FBCacheWarning"),
     *("StaleKeyError", "DeadlockError", "PoolClosedError", "ForkedPoolError"),
+    *("DirectoryInUseError", "ReadOnlyError", "NameTakenError", "CheckpointNotFoundError"),
     *("UnsupportedTypeError", "PickleRefusedError"),
-    *("StorageError", "DiskFullError", "PutTimeoutError", "CorruptBlobError", "InternalError"),
+    *("StorageError", "DiskFullError", "PutTimeoutError"),
+    *("CorruptBlobError", "CorruptCheckpointError", "InternalError"),
 ]
 
 
@@ -42,11 +44,16 @@ def test_every_error_is_a_builtin_that_a_caller_without_fbcache_in_mind_would_ca
         "DeadlockError": "RuntimeError",
         "PoolClosedError": "RuntimeError",
         "ForkedPoolError": "RuntimeError",
+        "DirectoryInUseError": "RuntimeError",
+        "ReadOnlyError": "PermissionError",
+        "NameTakenError": "ValueError",
+        "CheckpointNotFoundError": "KeyError",
         "UnsupportedTypeError": "TypeError",
         "PickleRefusedError": "TypeError",
         "StorageError": "OSError",
         "PutTimeoutError": "TimeoutError",
         "CorruptBlobError": "FBCacheError",
+        "CorruptCheckpointError": "FBCacheError",
         "InternalError": "AssertionError",
     }
     assert all(issubclass(kind, fbcache.FBCacheError) for kind in errors.values())

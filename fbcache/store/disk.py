@@ -10,6 +10,9 @@ A :class:`Disk` has no state, and may be used from any thread.
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Sequence
@@ -18,6 +21,11 @@ import filelock
 
 from fbcache.codec.frames import Buffer
 from fbcache.store.mapping import map_file
+
+#: ``FICLONE`` of linux/fs.h; MIPS, PowerPC and SPARC number it otherwise, and answer ENOTTY to this.
+_FICLONE = 0x40049409
+
+_libc_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
 
 class Disk:
@@ -41,6 +49,30 @@ class Disk:
         """Fill ``buffers`` from ``offset``; return how many bytes came."""
         return os.preadv(fd, buffers, offset)
 
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """Write ``data`` at ``offset``; return how many bytes were taken."""
+        return os.pwrite(fd, data, offset)
+
+    def clone(self, source: int, target: int) -> None:
+        """Make the empty file ``target`` share the blocks of ``source``, where the file system can."""
+        fcntl.ioctl(target, _FICLONE, source)
+
+    def copy_range(self, source: int, target: int, nbytes: int, offset: int) -> int:
+        """Copy up to ``nbytes`` at ``offset`` within the kernel; return how many were copied."""
+        return os.copy_file_range(source, target, nbytes, offset, offset)
+
+    def fsync(self, fd: int) -> None:
+        """Make the content of ``fd``, a file or a directory, durable."""
+        os.fsync(fd)
+
+    def syncfs(self, fd: int) -> None:
+        """Make all of the file system of ``fd`` durable; ENOSYS where there is no such call."""
+        if _libc_syncfs is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        if _libc_syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
     def fstat(self, fd: int) -> os.stat_result:
         """Return what ``fd`` is, its size and its owner."""
         return os.fstat(fd)
@@ -56,6 +88,10 @@ class Disk:
     def rename(self, source: str, target: str) -> None:
         """Give ``source`` the name ``target``, atomically."""
         os.rename(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        """Give the file ``source`` the further name ``target``; a link is not followed."""
+        os.link(source, target, follow_symlinks=False)
 
     def unlink(self, path: str, *, dir_fd: int | None = None) -> None:
         """Remove a file's name."""
@@ -76,6 +112,10 @@ class Disk:
     def listdir(self, path: str | int) -> list[str]:
         """Return the names in a directory, given by its path or its descriptor."""
         return os.listdir(path)
+
+    def lstat(self, path: str, *, dir_fd: int | None = None) -> os.stat_result:
+        """Return what is at ``path``; a link is not followed."""
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
 
     def exists(self, path: str) -> bool:
         """Whether there is something at ``path``."""
