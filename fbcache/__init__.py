@@ -12,7 +12,7 @@ The map of the house, from the street to the cellar; each room imports only from
     ``Fb``, and the guards that ``with`` and ``async with`` enter
 ``audit``
     every counter counted anew: to check, and to mend what an interrupt tore
-``residency``, ``budget``, ``books``
+``residency``, ``captures``, ``budget``, ``books``
     the budget: who stays, who is written ahead, who leaves, who waits; does no I/O
 ``spill``, ``workers``
     the acts, outside the lock, and the threads that do them

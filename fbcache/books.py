@@ -174,7 +174,7 @@ class Books:
         self.entries.discard(entry)
         self.ghosts.discard(entry)
         if entry.key is not None and entry.exposed:
-            self.keys.forget(entry.key)
+            self.keys.forget(entry.key, entry)
         if entry.held and former in IN_MEMORY:  # at close() only
             self.pinned_bytes -= entry.nbytes
         if former is State.WRITING:  # the value takes memory until the write ends

@@ -27,13 +27,16 @@ from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future
 from enum import IntEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from fbcache.errors import DeadlockError, InternalError
 from fbcache.freezing import Ghost
 from fbcache.lru import Node
 from fbcache.waiting import Answer, Hold, Owner, Waiter, runs_on
+
+if TYPE_CHECKING:
+    from fbcache.captures import Capture
 
 
 class State(IntEnum):
@@ -133,15 +136,24 @@ class Token:
     nbytes : int
         Its size on disk.
     shares : int
-        How many entries, loads and saved contents need it.
+        How many entries, loads, captures and saved contents need it.
+    unverified : bool
+        Whether its payload is still to be compared with its checksums: it was not written by this
+        pool, or the disk has failed to make it durable.
+    allow_pickle : bool
+        Whether code from it may run; so for what this pool has written.
     """
 
-    __slots__ = ("key", "nbytes", "shares")
+    __slots__ = ("allow_pickle", "key", "nbytes", "shares", "unverified")
 
-    def __init__(self, key: UUID, nbytes: int) -> None:
+    def __init__(
+        self, key: UUID, nbytes: int, *, unverified: bool = False, allow_pickle: bool = True
+    ) -> None:
         self.key = key
         self.nbytes = nbytes
         self.shares = 1
+        self.unverified = unverified
+        self.allow_pickle = allow_pickle
 
 
 class Entry(Node):
@@ -177,6 +189,8 @@ class Entry(Node):
         Who waits for a load to end.
     requests : list of Answer or Future, or None
         Who waits for its blob to be written.
+    captures : Capture or None
+        The first of those who need this version of the content for a save.
     stuck : bool
         Whether this version could not be encoded, so that it stays in memory.
     ghost : Ghost or None
@@ -184,6 +198,7 @@ class Entry(Node):
     """
 
     __slots__ = (
+        "captures",
         "exact",
         "exposed",
         "fixed",
@@ -224,6 +239,7 @@ class Entry(Node):
         self.waiters: deque[Waiter] | None = None
         self.watchers: list[Waiter] | None = None
         self.requests: list[Answer | Future[None]] | None = None
+        self.captures: Capture | None = None
         self.stuck = False
         self.ghost: Ghost | None = None
 

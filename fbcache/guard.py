@@ -485,6 +485,8 @@ class WriteGuard(Guard):
         if entry.state is State.SPILLED:
             self._miss()
             return self._load(entry, writable=True)
+        if entry.captures is not None and entry.token is None:
+            return Work(self._leave_copy_to_save, self._engine.workers)
         if self._rollback and entry.token is None and self._copy is MISSING:
             return Work(self._save_copy, self._engine.workers)
         waiter = residency.load_waits(self, writing=True)
@@ -496,6 +498,11 @@ class WriteGuard(Guard):
 
     def _save_copy(self) -> None:
         self._copy = deep_copy(self._entry.value)
+
+    def _leave_copy_to_save(self) -> None:
+        entry = self._entry
+        twin = Entry(take_over(deep_copy(entry.value)), entry.nbytes, fixed=entry.fixed)
+        self._residency.run(self._residency.separate, entry, twin)
 
     def _begin(self, entry: Entry) -> None:
         """Take the value, and end its key (invariant 4)."""
@@ -514,7 +521,7 @@ class WriteGuard(Guard):
         entry.stuck = False
         entry.state = state
         if former.exposed and former.key is not None:
-            residency.keys.outdate(former.key)
+            residency.keys.outdate(former.key, entry)
         if not self._rollback:
             self._release(former)
 
@@ -571,7 +578,7 @@ class WriteGuard(Guard):
         if former is None:
             return
         if entry.exposed and entry.key is not None:
-            residency.keys.outdate(entry.key)
+            residency.keys.outdate(entry.key, entry)
         if former.exposed and former.key is not None and entry.state is not State.DROPPED:
             residency.keys.renew(former.key, entry)
         entry.key = former.key

@@ -21,10 +21,11 @@ REMEMBERED: Final = 8192
 class KeyIndex:
     """Entries by key. Only keys that were handed out are kept here."""
 
-    __slots__ = ("_entries", "_stale")
+    __slots__ = ("_entries", "_others", "_stale")
 
     def __init__(self) -> None:
         self._entries: dict[UUID, Entry] = {}
+        self._others: dict[UUID, list[Entry]] = {}  # further entries with the content of one key
         self._stale: OrderedDict[UUID, None] = OrderedDict()
 
     def of(self, entry: Entry) -> UUID:
@@ -37,8 +38,8 @@ class KeyIndex:
     def expose(self, entry: Entry) -> UUID:
         """Return the key, to be given to the caller."""
         key = self.of(entry)
-        if entry.state is not State.DROPPED:
-            self._entries[key] = entry
+        if entry.state is not State.DROPPED and not entry.exposed:
+            self._add(key, entry)
             entry.exposed = True
         return key
 
@@ -62,9 +63,11 @@ class KeyIndex:
             )
         raise KeyError(f"no entry has the key {key}")
 
-    def outdate(self, key: UUID) -> None:
-        """Note that a mutation has replaced ``key``, which was handed out."""
-        self._entries.pop(key, None)
+    def outdate(self, key: UUID, entry: Entry) -> None:
+        """Note that a mutation has replaced ``key``, which was handed out, as the key of ``entry``."""
+        self.forget(key, entry)
+        if key in self._entries:  # another entry has this content still
+            return
         self._stale[key] = None
         if len(self._stale) > REMEMBERED:
             self._stale.popitem(last=False)
@@ -72,8 +75,23 @@ class KeyIndex:
     def renew(self, key: UUID, entry: Entry) -> None:
         """Note that ``key``, which was handed out, is the entry's again."""
         self._stale.pop(key, None)
-        self._entries[key] = entry
+        self._add(key, entry)
 
-    def forget(self, key: UUID) -> None:
-        """Note that the entry of ``key`` is gone."""
-        self._entries.pop(key, None)
+    def forget(self, key: UUID, entry: Entry) -> None:
+        """Note that ``entry`` has ``key`` no more."""
+        others = self._others.get(key)
+        if self._entries.get(key) is entry:
+            if others:
+                self._entries[key] = others.pop()
+            else:
+                del self._entries[key]
+        elif others and entry in others:
+            others.remove(entry)
+        if others is not None and not others:
+            del self._others[key]
+
+    def _add(self, key: UUID, entry: Entry) -> None:
+        if self._entries.setdefault(key, entry) is not entry:
+            others = self._others.setdefault(key, [])
+            if entry not in others:
+                others.append(entry)

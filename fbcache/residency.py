@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fbcache.budget import Budget
+from fbcache.captures import Captures
 from fbcache.entry import Entry, Event, State, Token, next_state
 from fbcache.errors import PoolClosedError
 from fbcache.lru import Policy
@@ -24,7 +24,7 @@ from fbcache.waiting import Waiter
 from fbcache.workers import Workers
 
 
-class Residency(Budget):
+class Residency(Captures):
     """All decisions of a pool: what guards, handles, the pool and its workers talk to."""
 
     def __init__(
@@ -38,6 +38,7 @@ class Residency(Budget):
     ) -> None:
         super().__init__(budget, policy, workers, mend)
         self._always_verify = verify == "always"
+        self._never_verify = verify == "never"
         self.idlers: list[Waiter] = []
         self.loading_count = 0
 
@@ -48,16 +49,14 @@ class Residency(Budget):
         return self.run(self._next_write)
 
     def _next_write(self) -> WriteOrder | None:
-        while (entry := self.queued.first) is not None:
-            self.queued.remove(entry)
-            if entry.state is not State.RESIDENT or entry.writer is not None:
-                continue  # a write guard has it; its exit finds it a place
-            order = WriteOrder(entry, self.keys.of(entry), entry.value)
-            entry.state = next_state(entry.state, Event.WRITE)
-            self.writing_bytes += entry.nbytes
-            self.writing_count += 1
-            return order
-        return None
+        entry = self.next_to_write()
+        if entry is None:
+            return None
+        order = WriteOrder(entry, self.keys.of(entry), entry.value)
+        entry.state = next_state(entry.state, Event.WRITE)
+        self.writing_bytes += entry.nbytes
+        self.writing_count += 1
+        return order
 
     def written(self, order: WriteOrder, disk_bytes: int, payload: int) -> None:
         """Count the entry as clean."""
@@ -80,9 +79,11 @@ class Residency(Budget):
                 if payload > entry.nbytes:
                     self.correct_size(entry, payload)
             self._answer(entry, None)
+            self.give_captures(entry, token)
             self._after_write(entry)
             if self.resident_bytes > self.budget:  # the estimate was too low
                 self._make_room(0, force=False)
+            self.disown(entry)  # only captures may have owned it
 
     def write_failed(self, order: WriteOrder, error: BaseException, *, hopeless: bool) -> None:
         """Keep the value, and say so once (invariant 9)."""
@@ -97,6 +98,7 @@ class Residency(Budget):
             self.suspended = self.suspended or not hopeless
             self._surface(entry, error, hopeless)
             self._after_write(entry)
+            self.disown(entry)
 
     def _write_ended(self, entry: Entry, event: Event) -> None:
         state = next_state(entry.state, event)
@@ -123,9 +125,12 @@ class Residency(Budget):
             self.clean.push_last(entry)
 
     def _surface(self, entry: Entry, error: BaseException, hopeless: bool) -> None:
-        """Give the error to the call that waits for this write, or keep it for ``drain()``."""
+        """Give the error to the calls that wait for this write, or keep it for ``drain()``."""
+        heard = self.fail_captures(entry, error)
         if entry.requests is not None:
             self._answer(entry, error)
+            heard = True
+        if heard:
             return
         if not hopeless:
             for waiter in self.room:
@@ -141,7 +146,8 @@ class Residency(Budget):
         self._make_room(entry.nbytes, force=False)
         token = entry.token
         assert token is not None
-        return LoadOrder(entry, token, writable, self._always_verify)
+        verify = self._always_verify or (token.unverified and not self._never_verify)
+        return LoadOrder(entry, token, writable, verify)
 
     def loaded(self, order: LoadOrder, value: Any) -> None:
         """Take the value in, for whoever waits for it."""
@@ -162,6 +168,8 @@ class Residency(Budget):
         entry.reloaded = True
         entry.state = state
         self.take_in(entry)
+        if order.verify:
+            order.token.unverified = False
         self.loads += 1
         self.bytes_read += order.token.nbytes
         self.release_token(order.token)
@@ -287,6 +295,7 @@ class Residency(Budget):
         self.room.clear()
         for entry in list(self.entries):
             waiters, entry.waiters = entry.waiters, None
+            self.fail_captures(entry, PoolClosedError("the pool was closed while it was being saved"))
             self.drop(entry)
             for waiter in waiters or ():
                 waiter.wake()  # to find the pool closed

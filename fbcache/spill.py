@@ -161,7 +161,8 @@ class Spiller:
                 path=self._store.locate(key),
             )
         try:
-            value = self._codec.decode(frames, writable=order.writable, allow_pickle=True)
+            allowed = order.token.allow_pickle
+            value = self._codec.decode(frames, writable=order.writable, allow_pickle=allowed)
         except CorruptBlobError as error:  # a codec does not know whose frames they are
             raise CorruptBlobError(error.reason, key=key, path=self._store.locate(key)) from error
         if not order.writable:

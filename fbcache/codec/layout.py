@@ -94,6 +94,8 @@ class BlobHeader:
         Length of prefix and header.
     nbytes : int
         Length of the whole file.
+    digest : int
+        The header's checksum, which covers those of the buffers: it tells this blob from all others.
     """
 
     key: UUID
@@ -103,6 +105,7 @@ class BlobHeader:
     spans: list[Span]
     start: int
     nbytes: int
+    digest: int
 
     @property
     def gaps(self) -> Iterator[tuple[int, int]]:
@@ -252,12 +255,12 @@ def unpack_header(raw: Buffer, *, key: UUID, file_size: int, path: str) -> BlobH
     if _checksum(view[:_SUMMED], header) != checksum:
         raise CorruptBlobError("its header does not match the header's checksum", key=key, path=path)
     try:
-        return _checked(header, start, key, file_size)
+        return _checked(header, start, key, file_size, checksum)
     except ValueError as error:
         raise CorruptBlobError(str(error), key=key, path=path) from error
 
 
-def _checked(header: memoryview, start: int, key: UUID, file_size: int) -> BlobHeader:
+def _checked(header: memoryview, start: int, key: UUID, file_size: int, digest: int) -> BlobHeader:
     own_key, codec, tree, pickled, spans = _unpack_fields(header)
     if own_key != key.bytes:
         raise ValueError(f"it holds another key, {UUID(bytes=own_key)}")
@@ -265,7 +268,7 @@ def _checked(header: memoryview, start: int, key: UUID, file_size: int) -> BlobH
     nbytes = _end(start, placed)
     if nbytes != file_size:
         raise ValueError(f"it has {file_size} bytes, where its header says {nbytes}")
-    return BlobHeader(key, codec, tree, pickled, placed, start, nbytes)
+    return BlobHeader(key, codec, tree, pickled, placed, start, nbytes, digest)
 
 
 def _unpack_fields(header: memoryview) -> tuple[bytes, str, bytes, str | None, bytes]:

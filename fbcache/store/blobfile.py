@@ -41,12 +41,15 @@ class BlobFile:
         Whose blob it should be.
     path : str
         Where it is, for messages.
+    digest : int, optional
+        The checksum that its header has to have.
     """
 
     disk: Disk
     fd: int
     key: UUID
     path: str
+    digest: int | None = None
 
     def read(self, *, may_map: bool, writable: bool, verify: bool) -> Frames:
         """Return the frames in the file.
@@ -78,11 +81,23 @@ class BlobFile:
             if size < MAP_LEAST:  # else each would keep header and padding in memory, uncounted
                 buffers = [_copy(buffer) for buffer in buffers]
             padding = [whole[offset : offset + length] for offset, length in header.gaps] if verify else []
+        if self.digest is not None and header.digest != self.digest:
+            raise self._corrupt("it is another blob than the checkpoint names, under the same key")
         if verify:
             self._verify(header, buffers, padding)
         if not writable:
             buffers = [buffer.toreadonly() for buffer in buffers]
         return Frames(header.codec, header.tree, buffers, header.pickled)
+
+    def header(self) -> BlobHeader:
+        """Return the header, checked against key and length of the file.
+
+        Raises
+        ------
+        CorruptBlobError, OSError
+            As for :meth:`read`.
+        """
+        return self._read_header(self._size())
 
     def _size(self) -> int:
         status = self.disk.fstat(self.fd)

@@ -27,7 +27,7 @@ from fbcache.errors import CorruptBlobError, DiskFullError, StorageError
 from fbcache.store.blobfile import BlobFile
 from fbcache.store.disk import DISK, Disk
 from fbcache.store.ledger import Ledger
-from fbcache.store.protocol import StoreLimits
+from fbcache.store.protocol import Loan, StoreLimits
 from fbcache.store.transfer import write_all
 
 _NO_LIMITS = StoreLimits()
@@ -76,6 +76,7 @@ class FileStore:
         self._mmap = mmap
         self._disk = disk
         self._ledger = Ledger(limits)
+        self._loans: dict[UUID, Loan] = {}
 
     # ------------------------------------------------------------------ blobs
 
@@ -130,16 +131,18 @@ class FileStore:
 
         Nothing is changed by either, and no descriptor or map is left.
         """
-        path = self._path_of(key.hex)
+        loan = self._loans.get(key)
+        path = self.file_of(key)
         try:
             fd = self._disk.open(path, _READ)
         except OSError as error:
-            if error.errno in _NOT_A_BLOB and self._disk.exists(self._directory):
+            directory = os.path.dirname(os.path.dirname(path))
+            if error.errno in _NOT_A_BLOB and self._disk.exists(directory):
                 raise CorruptBlobError(_NOT_A_BLOB[error.errno], key=key, path=path) from error
             raise self._error("read", path, error) from error
         try:
-            may_map = self._mmap and not writable
-            return BlobFile(self._disk, fd, key, path).read(may_map=may_map, writable=writable, verify=verify)
+            file = BlobFile(self._disk, fd, key, path, None if loan is None else loan.digest)
+            return file.read(may_map=self._mmap and not writable, writable=writable, verify=verify)
         except OSError as error:
             raise self._error("read", path, error) from error
         finally:
@@ -153,6 +156,10 @@ class FileStore:
         StorageError
             It is there and could not be removed; it still counts, and may be deleted again.
         """
+        loan = self._loans.pop(key, None)
+        if loan is not None:
+            loan.release()
+            return
         path = self._path_of(key.hex)
         try:
             self._disk.unlink(path)
@@ -164,7 +171,16 @@ class FileStore:
 
     def locate(self, key: UUID) -> str:
         """Return the path of the blob of ``key``, whether it is there or not."""
-        return self._path_of(key.hex)
+        return self.file_of(key)
+
+    def file_of(self, key: UUID) -> str:
+        """Return the file that is exactly the blob of ``key``; see :class:`~.protocol.FileBacked`."""
+        loan = self._loans.get(key)
+        return self._path_of(key.hex) if loan is None else loan.path
+
+    def borrow(self, key: UUID, loan: Loan) -> None:
+        """Have ``key`` lead to the file of ``loan``, until it is deleted or the store is closed."""
+        self._loans[key] = loan
 
     # ------------------------------------------------------------------ the store
 
@@ -196,6 +212,8 @@ class FileStore:
         StorageError
             A file could not be removed. All others are; the store is closed.
         """
+        while self._loans:
+            self._loans.popitem()[1].release()
         keys, shards = self._ledger.close()
         failure: StorageError | None = None
         for key in keys:

@@ -8,7 +8,7 @@ changes once visible (invariants 1 and 2); a failed write leaves nothing behind
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from fbcache.codec.frames import Frames
@@ -28,6 +28,30 @@ class StoreLimits:
 
     max_disk: int | None = None
     min_free: int = 0
+
+
+class Loan(Protocol):
+    """A blob that stays in a place of somebody else's, who keeps it there until it is given back.
+
+    Attributes
+    ----------
+    digest : int or None
+        The checksum of its header, if it is known from elsewhere.
+    nbytes : int
+        Length of its file.
+    """
+
+    digest: int | None
+    nbytes: int
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        ...
+
+    def release(self) -> None:
+        """Give it back. Does not raise; a second call does nothing."""
+        ...
 
 
 class BlobStore(Protocol):
@@ -100,4 +124,17 @@ class BlobStore(Protocol):
 
     def close(self) -> None:
         """Remove what this store made, and release its directory. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class FileBacked(Protocol):
+    """A store whose blobs are files of their own, so that they can be linked instead of copied."""
+
+    def file_of(self, key: UUID) -> str:
+        """Return the file that is exactly the blob of ``key``."""
+        ...
+
+    def borrow(self, key: UUID, loan: Loan) -> None:
+        """Have ``key`` lead to the file of ``loan``, which :meth:`BlobStore.delete` gives back."""
         ...
