@@ -10,9 +10,11 @@ The map of the house, from the street to the cellar; each room imports only from
     the parts of a pool put together, and how it ends: close, collection, exit, fork
 ``handle``, ``leash``, ``guard``
     ``Fb``, and the guards that ``with`` and ``async with`` enter
+``checkpoint``
+    tracked directories: the lock, keys, manifests; saving, restoring, verifying
 ``audit``
     every counter counted anew: to check, and to mend what an interrupt tore
-``residency``, ``captures``, ``budget``, ``books``
+``residency``, ``adoption``, ``captures``, ``budget``, ``books``
     the budget: who stays, who is written ahead, who leaves, who waits; does no I/O
 ``spill``, ``workers``
     the acts, outside the lock, and the threads that do them
@@ -28,6 +30,9 @@ The map of the house, from the street to the cellar; each room imports only from
     everything that is raised
 """
 
+from fbcache.checkpoint.saver import Checkpoint
+from fbcache.checkpoint.tracked import TrackedDirectory
+from fbcache.checkpoint.verifying import VerifyReport
 from fbcache.codec import MsgpackCodec, register
 from fbcache.codec.frames import Frames
 from fbcache.entry import State
@@ -67,6 +72,10 @@ __all__ = [
     "WriteGuard",
     "State",
     "PoolStats",
+    # what lasts
+    "TrackedDirectory",
+    "Checkpoint",
+    "VerifyReport",
     # how values become frames, and where those go
     "MsgpackCodec",
     "Frames",

@@ -18,6 +18,7 @@ waits for all of the others, and they keep their place in the order of eviction.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,7 +27,7 @@ from fbcache.budget import Budget
 from fbcache.entry import Entry, State, Token
 from fbcache.errors import DeadlockError
 from fbcache.lru import Policy
-from fbcache.waiting import Answer, current_owner
+from fbcache.waiting import Answer, current_owner, runs_on
 from fbcache.workers import Workers
 
 
@@ -45,16 +46,26 @@ class Capture(Answer):
         The value's size in memory.
     next : Capture or None
         The next one of the same entry.
+    then : callable or None
+        Called once it is woken, under the pool's lock: no more than handing a job to the workers.
     """
 
-    __slots__ = ("nbytes", "next", "source", "token")
+    __slots__ = ("nbytes", "next", "source", "then", "token")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, then: Callable[[], None] | None = None) -> None:
         super().__init__()
+        self.then = then
         self.source: Entry | None = None
         self.token: Token | None = None
         self.nbytes = entry.nbytes
         self.next: Capture | None = None
+
+    def wake(self, error: BaseException | None = None) -> None:
+        """Let the sleeper go on, and have done what is to be done then."""
+        super().wake(error)
+        then, self.then = self.then, None
+        if then is not None:
+            then()
 
 
 class Captures(Budget):
@@ -67,7 +78,9 @@ class Captures(Budget):
         self.wanted: deque[Entry] = deque()  # to be written for captures only
         self._turn_of_wanted = False
 
-    def capture(self, entries: Iterable[Entry], into: list[Capture]) -> None:
+    def capture(
+        self, entries: Iterable[Entry], into: list[Capture], then: Callable[[], None] | None = None
+    ) -> None:
         """Capture ``entries``, all at this instant; ``into`` has each capture from its beginning on.
 
         Raises
@@ -81,9 +94,8 @@ class Captures(Budget):
         for entry in entries:
             if entry.state is State.DROPPED:
                 raise KeyError("an entry was deleted before it could be saved")
-            if entry.writer is not None and entry.writer.owner == current_owner():
-                raise DeadlockError(f"{entry!r} is held for writing by the caller; leave its guard first")
-            capture = Capture(entry)
+            _refuse_own(entry)
+            capture = Capture(entry, then)
             into.append(capture)
             token = entry.token
             if token is not None:
@@ -91,6 +103,7 @@ class Captures(Budget):
                 token.shares += 1
                 capture.token = token
                 capture.done = True
+                capture.wake()
             else:
                 # Straight line.
                 capture.next = entry.captures
@@ -215,3 +228,18 @@ class Captures(Budget):
         """Find an unpinned entry its place, and come back to the budget."""
         self.attend(entry)
         super().settle(entry)
+
+
+def _refuse_own(entry: Entry) -> None:
+    """Raise DeadlockError if waiting for the entry's writer would never end."""
+    writer = entry.writer
+    if writer is None:
+        return
+    loop = asyncio._get_running_loop()
+    if writer.owner == current_owner():
+        raise DeadlockError(f"{entry!r} is held for writing by the caller; leave its guard first")
+    if loop is not None and runs_on(writer.owner, loop):
+        raise DeadlockError(
+            f"{entry!r} is held for writing by a task of this event loop, which saving would block; "
+            "save through asyncio.to_thread"
+        )

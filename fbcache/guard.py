@@ -27,6 +27,7 @@ from fbcache.freezing import Owners, deep_copy, take_over, thaw
 from fbcache.residency import Residency
 from fbcache.sizeof import Measure, measure
 from fbcache.spill import LoadOrder, Spiller
+from fbcache.store.protocol import BlobStore
 from fbcache.waiting import Hold, Step, Work, current_owner
 from fbcache.workers import Workers
 
@@ -39,6 +40,7 @@ class Engine(Protocol):
     residency: Residency
     spiller: Spiller
     workers: Workers
+    store: BlobStore
 
     @property
     def names(self) -> Mapping[Hashable, Entry]:

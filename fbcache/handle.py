@@ -10,11 +10,14 @@ Guarantees
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Hashable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from fbcache.checkpoint.persisting import persist, spawn_persist
+from fbcache.checkpoint.tracked import TrackedDirectory
 from fbcache.entry import MISSING, Entry, State
 from fbcache.freezing import deep_copy, take_over
 from fbcache.guard import Engine, ReadGuard, WriteGuard
@@ -183,6 +186,60 @@ class Fb:
         residency.run(residency.request_write, self._owned, answer)
         answer.wait()
         answer.raise_error()
+
+    # --------------------------------------------------------------------------- lasting
+
+    def persist(
+        self, tracked: TrackedDirectory | str | os.PathLike[str], *, allow_pickle: bool = False
+    ) -> UUID:
+        """Give the content as it is now a durable place: a hard link to its blob where that can be.
+
+        What is in memory only is written once, for the pool and for ``tracked``. Where the key is
+        present already, nothing is done. It stays until ``tracked.delete(key)``, and is durable once
+        ``tracked.sync()`` has returned.
+
+        Parameters
+        ----------
+        tracked : TrackedDirectory or path
+            Where to.
+        allow_pickle : bool
+            Persist a value that needs pickle too; to register it takes the same argument.
+
+        Returns
+        -------
+        UUID
+            The key under which it is there.
+
+        Raises
+        ------
+        PickleRefusedError
+            The value needs pickle; the message names its entry and type.
+        UnsupportedTypeError
+            It cannot be encoded.
+        DeadlockError
+            The caller holds the entry for writing.
+        DirectoryInUseError
+            Another process has the directory open for writing.
+        ReadOnlyError
+            It was opened for reading only.
+        StorageError, DiskFullError
+            It could not be written or linked.
+
+        After an error the directory and the pool are as they were.
+        """
+        return persist(self._engine, self._owned, tracked, allow_pickle=allow_pickle)
+
+    def spawn_persist(
+        self, tracked: TrackedDirectory | str | os.PathLike[str], *, allow_pickle: bool = False
+    ) -> Future[UUID]:
+        """Do what :meth:`persist` does, in the background, with the content as it is now.
+
+        Returns
+        -------
+        Future
+            Ends with the key, or with what :meth:`persist` raises.
+        """
+        return spawn_persist(self._engine, self._owned, tracked, allow_pickle=allow_pickle)
 
     @property
     def _engine(self) -> Engine:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal
 from uuid import UUID
@@ -18,6 +19,12 @@ from uuid import UUID
 import cachetools
 
 from fbcache import audit
+from fbcache.adoption import Adoptee
+from fbcache.checkpoint.persisting import persist
+from fbcache.checkpoint.progress import Meter, check_progress
+from fbcache.checkpoint.restoring import register, restore
+from fbcache.checkpoint.saver import Checkpoint, check_commit
+from fbcache.checkpoint.tracked import TrackedDirectory, directory_of, saving
 from fbcache.codec import MsgpackCodec
 from fbcache.codec.frames import Codec
 from fbcache.engine import Engine
@@ -446,6 +453,263 @@ class FBPool:
     def _rename(self, name: Hashable, entry: Entry) -> None:
         if name not in self._engine.names:
             self._install(name, entry)
+
+    # ------------------------------------------------------------------------- what lasts
+
+    def persist(
+        self,
+        name: Hashable,
+        tracked: TrackedDirectory | str | os.PathLike[str],
+        *,
+        allow_pickle: bool = False,
+    ) -> UUID:
+        """Give one value a durable place; see :meth:`Fb.persist <fbcache.Fb.persist>`.
+
+        Raises
+        ------
+        KeyError
+            There is no such name. Other errors, and the state after one, are those of ``Fb.persist``.
+        """
+        return persist(self._engine, self._look_up(name), tracked, allow_pickle=allow_pickle)
+
+    def register(
+        self,
+        tracked: TrackedDirectory | str | os.PathLike[str],
+        key: UUID,
+        name: Hashable = MISSING,
+        *,
+        replace: bool = False,
+        allow_pickle: bool = False,
+    ) -> Fb:
+        """Return a handle on an entry whose content is the blob of ``key``. Nothing is loaded.
+
+        Parameters
+        ----------
+        tracked : TrackedDirectory or path
+            Where the blob is. It may be closed afterwards; the entry needs it no more.
+        key : UUID
+            What ``persist`` returned.
+        name : hashable, optional
+            A name for the entry; without one it lives as long as a handle does.
+        replace : bool
+            Take the name over from an entry that has it.
+        allow_pickle : bool
+            Take a blob that was pickled, which may run any code when it is loaded.
+
+        Raises
+        ------
+        KeyError
+            The key is not present.
+        NameTakenError
+            The name is taken.
+        PickleRefusedError
+            The value was pickled.
+        CorruptBlobError
+            The blob's header is damaged.
+        StorageError
+            It could not be read.
+
+        After an error the pool is as it was.
+        """
+        if name is not MISSING:
+            _check_name(name)
+        directory = directory_of(tracked, write=False)
+        return self._own_all(
+            register(self._engine, directory, [key], name, replace=replace, allow_pickle=allow_pickle)
+        )[0]
+
+    def register_all(
+        self, tracked: TrackedDirectory | str | os.PathLike[str], *, allow_pickle: bool = False
+    ) -> list[Fb]:
+        """Return a handle for each key in ``tracked``, as :meth:`register` does, all or none."""
+        directory = directory_of(tracked, write=False)
+        if not isinstance(tracked, TrackedDirectory):
+            with TrackedDirectory(tracked, readonly=True) as opened:
+                keys = opened.keys()
+        else:
+            keys = tracked.keys()
+        return self._own_all(
+            register(self._engine, directory, keys, MISSING, replace=False, allow_pickle=allow_pickle)
+        )
+
+    def _own_all(self, adoptees: list[Adoptee]) -> list[Fb]:
+        return self._engine.residency.run(self._take_over, adoptees)
+
+    def _take_over(self, adoptees: list[Adoptee]) -> list[Fb]:
+        handles = []
+        for adoptee in adoptees:
+            entry = adoptee.entry
+            assert entry is not None
+            handles.append(Fb(self)._own(entry))
+            if entry.key is not None:
+                self._engine.residency.keys.expose(entry)
+            self._engine.residency.release_adoptee(adoptee)
+        return handles
+
+    def save(
+        self,
+        tracked: TrackedDirectory | str | os.PathLike[str],
+        names: Iterable[Hashable] | None = None,
+        *,
+        tag: str | None = None,
+        keep: int | None = 1,
+        meta: dict[Any, Any] | None = None,
+        change_key: Callable[[Checkpoint], object] | None = None,
+        wait: bool = True,
+        allow_pickle: bool = False,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> Checkpoint:
+        """Write a checkpoint: what is under these names now, atomically and durably.
+
+        The checkpoint has each value as it is when the save begins; of one that is being changed then, what
+        that change comes to. Reading and changing go on meanwhile. What has not changed since it
+        was last saved or persisted there is not written again.
+
+        Parameters
+        ----------
+        tracked : TrackedDirectory or path
+            Where to; a path is made if it is missing, and held for this call only.
+        names : iterable of names, optional
+            What to save; by default all that has a name.
+        tag : str, optional
+            A name for this version. It stays until ``forget``; a tag given before moves to it.
+        keep : int or None
+            How many untagged versions stay, this one included; None for all.
+        meta : dict, optional
+            Anything of msgpack's types, kept with the checkpoint.
+        change_key : callable, optional
+            Called with the checkpoint after it is committed and before former ones are removed. When
+            it raises, the new version is withdrawn and the former one stands.
+        wait : bool
+            Wait for another save to the directory to end, or raise.
+        allow_pickle : bool
+            Save values that need pickle too; to restore them takes the same argument.
+        progress : bool or callable
+            True for a bar (needs ``fbcache[progress]``), or a function of ``(done, total)`` in bytes.
+
+        Returns
+        -------
+        Checkpoint
+            What was saved.
+
+        Raises
+        ------
+        KeyError
+            There is no such name.
+        TypeError, ValueError, UnsupportedTypeError
+            An argument is of the wrong kind, or a name or value cannot be encoded.
+        PickleRefusedError
+            A value needs pickle; the message names its entry and type.
+        DeadlockError
+            The caller holds an entry for writing.
+        DirectoryInUseError
+            Another process has the directory open; or, with ``wait=False``, saves to it.
+        ReadOnlyError
+            The directory was opened for reading only.
+        StorageError, DiskFullError
+            Something could not be written, or made durable.
+
+        After an error, and after an interrupt, the former checkpoint is the newest; the pool is as it was.
+        """
+        names = None if names is None else list(dict.fromkeys(names))
+        check_commit(tag, keep, meta, change_key)
+        check_progress(progress)
+        directory = directory_of(tracked, write=True)
+        self._engine.residency.check_open()
+        with (
+            Meter(progress, f"save {directory.root}") as meter,
+            saving(directory, wait=wait, allow_pickle=allow_pickle) as saver,
+        ):
+            saver.gather_named(self._engine, names, self._unknown, meter)
+            return saver.finish(tag, keep, meta, change_key, meter)
+
+    def restore(
+        self,
+        tracked: TrackedDirectory | str | os.PathLike[str],
+        names: Iterable[Hashable] | None = None,
+        *,
+        version: int | None = None,
+        tag: str | None = None,
+        before: float | datetime | None = None,
+        replace: bool = False,
+        allow_pickle: bool = False,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> Checkpoint:
+        """Bring the entries of a checkpoint into this pool, under their names. Nothing is loaded.
+
+        Parameters
+        ----------
+        tracked : TrackedDirectory or path
+            Where the checkpoint is. Others may write there meanwhile and afterwards.
+        names : iterable of names, optional
+            Which of its entries; by default all.
+        version, tag, before : optional
+            Which checkpoint: by number, by tag, or the newest from a time or earlier (a datetime, local
+            time where it has no zone, or seconds since the epoch). By default the newest.
+        replace : bool
+            Take names over from entries that have them.
+        allow_pickle : bool
+            Take entries that were pickled, which may run any code when they are loaded.
+        progress : bool or callable
+            As for :meth:`save`.
+
+        Returns
+        -------
+        Checkpoint
+            What it is the checkpoint of; ``names`` has all that it holds.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            There is none, or none like that.
+        KeyError
+            It has no entry of such a name.
+        NameTakenError
+            A name is taken.
+        PickleRefusedError
+            An entry was pickled; the message names it and its type.
+        CorruptCheckpointError
+            The manifest is damaged, or of a newer format.
+        StorageError
+            It could not be read.
+
+        After an error the pool is as it was. A blob that is damaged shows when its entry is loaded.
+        """
+        check_progress(progress)
+        return restore(
+            self._engine,
+            directory_of(tracked, write=False),
+            names,
+            version=version,
+            tag=tag,
+            before=before,
+            replace=replace,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: TrackedDirectory | str | os.PathLike[str],
+        *,
+        version: int | None = None,
+        tag: str | None = None,
+        before: float | datetime | None = None,
+        allow_pickle: bool = False,
+        **pool_options: Any,
+    ) -> FBPool:
+        """Return a new pool with the entries of a checkpoint; ``pool_options`` are those of ``FBPool``.
+
+        Errors are those of ``FBPool`` and of :meth:`restore`; after one there is no pool.
+        """
+        pool = cls(**pool_options)
+        try:
+            pool.restore(path, version=version, tag=tag, before=before, allow_pickle=allow_pickle)
+        except BaseException:
+            pool.close()
+            raise
+        return pool
 
     # ------------------------------------------------------------------------- the budget
 

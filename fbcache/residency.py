@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fbcache.captures import Captures
+from fbcache.adoption import Adoption
 from fbcache.entry import Entry, Event, State, Token, next_state
 from fbcache.errors import PoolClosedError
 from fbcache.lru import Policy
@@ -24,7 +24,7 @@ from fbcache.waiting import Waiter
 from fbcache.workers import Workers
 
 
-class Residency(Captures):
+class Residency(Adoption):
     """All decisions of a pool: what guards, handles, the pool and its workers talk to."""
 
     def __init__(
@@ -239,12 +239,13 @@ class Residency(Captures):
         self.deleting_count += 1
         return self._deletions.popleft()
 
-    def deleted(self, error: Exception | None) -> None:
+    def deleted(self, token: Token, error: Exception | None) -> None:
         """Hear that a deletion came to its end."""
-        self.run(self._deleted, error)
+        self.run(self._deleted, token, error)
 
-    def _deleted(self, error: Exception | None) -> None:
+    def _deleted(self, token: Token, error: Exception | None) -> None:
         self.deleting_count -= 1
+        self.forget_deleted(token)
         if error is not None:
             self.errors += 1
             self._keep_for_later(error)
@@ -299,6 +300,7 @@ class Residency(Captures):
             self.drop(entry)
             for waiter in waiters or ():
                 waiter.wake()  # to find the pool closed
-        for waiter in self.idlers:
+        for waiter in (*self.idlers, *self.deletion_watchers):
             waiter.wake()
         self.idlers.clear()
+        self.deletion_watchers.clear()

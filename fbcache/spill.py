@@ -72,7 +72,7 @@ class Decisions(Protocol):
         """Return a blob that nobody needs any more."""
         ...
 
-    def deleted(self, error: Exception | None) -> None:
+    def deleted(self, token: Token, error: Exception | None) -> None:
         """Hear that a deletion came to its end."""
         ...
 
@@ -130,7 +130,7 @@ class Spiller:
             self._store.delete(token.key)
         except Exception as error:  # whatever a store raises, the thread goes on
             failure = error
-        self._decisions.deleted(failure)
+        self._decisions.deleted(token, failure)
 
     def _encode(self, order: WriteOrder) -> Frames:
         try:

@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = [
     *("FBPool", "Fb", "ReadGuard", "WriteGuard", "State", "PoolStats"),
+    *("TrackedDirectory", "Checkpoint", "VerifyReport"),
     *("MsgpackCodec", "Frames", "register", "FileStore"),
     *("FBCacheError", "FBCacheWarning"),
     *("StaleKeyError", "DeadlockError", "PoolClosedError", "ForkedPoolError"),

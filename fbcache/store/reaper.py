@@ -1,4 +1,7 @@
-"""Taking spill sessions away: those of dead processes, and one's own.
+"""Taking sessions away: those of dead processes, and one's own.
+
+A pool's spill session holds blobs. A reader's session below a tracked directory holds further names of
+blobs, and of manifests, which it keeps from being the last ones to go.
 
 Guarantees:
 
@@ -10,7 +13,8 @@ Guarantees:
 - Several processes may reap one base at once, and open sessions in it meanwhile: the lock lets
   one of them in, and what is gone already is no error.
 
-Blobs go first and the owner's file after them, so that a reaper that dies is followed by another.
+Blobs and manifests go first and the owner's file after them, so that a reaper that dies is followed
+by another.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ _OWNER_MOST = 4096
 _SESSION_NAME = re.compile(r"session-[0-9a-f]{32}")
 _SHARD_NAME = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{32}")
+_MANIFEST_NAME = re.compile(r"[0-9]{10}\.manifest")
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -69,7 +74,7 @@ def remove_session(path: str, disk: Disk) -> None:
     ------
     OSError
         Something of ours could not be removed. The owner's file and the lock are still there
-        unless all blobs are gone.
+        unless all blobs and manifests are gone.
     """
     try:
         directory = disk.open(path, _DIRECTORY)
@@ -133,6 +138,9 @@ def _empty_session(directory: int, disk: Disk) -> None:
         if _SHARD_NAME.fullmatch(name):
             with _if_there():
                 _remove_shard(directory, name, disk)
+        elif _MANIFEST_NAME.fullmatch(name):
+            with _if_there():
+                disk.unlink(name, dir_fd=directory)
     for name in (NEW_OWNER, OWNER, LEASE):
         with _if_there():
             disk.unlink(name, dir_fd=directory)

@@ -50,7 +50,9 @@ class Session:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str] | None = None, *, disk: Disk = DISK) -> Session:
+    def open(
+        cls, directory: str | os.PathLike[str] | None = None, *, disk: Disk = DISK, warn: bool = True
+    ) -> Session:
         """Reap dead sessions under ``directory``, and make one of this process's own.
 
         Parameters
@@ -60,6 +62,8 @@ class Session:
             cache directory for fbcache.
         disk : Disk
             The system calls.
+        warn : bool
+            Whether to warn of a directory that is unsuitable for spilling.
 
         Raises
         ------
@@ -74,7 +78,8 @@ class Session:
         base = _base(directory)
         with _explained(base):
             disk.makedirs(base)
-        warn_if_unsuitable(base)
+        if warn:
+            warn_if_unsuitable(base)
         reap(base, disk=disk)
         with _explained(base):
             return _make(base, disk)

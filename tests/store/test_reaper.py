@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,72 @@ def test_foreign_files_survive_reaping(tmp_path: Path, dead: Owner) -> None:
     before = [name for name in names_below(tmp_path) if not name.startswith(path.name)]
     reap(str(tmp_path))
     assert names_below(tmp_path) == sorted([*before, path.name, f"{path.name}/notes.txt"])
+
+
+def put_manifests(session: Path) -> list[Path]:
+    """A reader's links to two manifests, which are returned, and what only looks like one."""
+    elsewhere = session.parent.parent / "0000000001.manifest"
+    elsewhere.write_text("the directory's own")
+    links = [session / "0000000001.manifest", session / "9999999999.manifest"]
+    for link in links:
+        link.hardlink_to(elsewhere)
+    foreign = [
+        "000000001.manifest",
+        "00000000011.manifest",
+        "000000000a.manifest",
+        "\u0661000000000.manifest",
+    ]
+    foreign += ["0000000001.manifest.bak", ".0000000001.manifest", "0000000001", ".0000000001.tmp"]
+    for name in foreign:
+        (session / name).write_text("mine")
+    (session / "0000000002.manifest").mkdir()
+    shard = session / "ff"
+    shard.mkdir(exist_ok=True)
+    (shard / "0000000001.manifest").write_text("mine")
+    return links
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dead"])
+def test_a_readers_links_to_manifests_go_with_its_session(tmp_path: Path, dead: Owner, closed: bool) -> None:
+    """Invariant 13: those names and no others, and only in the session itself; the manifest stays."""
+    base = tmp_path / "readers"
+    if closed:
+        session = Session.open(base)
+        path = Path(session.path)
+        put_blob(session.path)
+    else:
+        path = make_session(base, dead)
+    ours = {OWNER, LEASE, *(name for name in names_below(path) if not (path / name).is_file())}
+    links = put_manifests(path)
+    before = {name for name in names_below(path) if not re.fullmatch(r"../\.?[0-9a-f]{32}(\.tmp)?", name)}
+    if closed:
+        session.close()
+    else:
+        assert reap(str(base)) == []
+    kept = before - ours - {link.name for link in links} | {"ff"}
+    assert names_below(path) == sorted(kept)
+    assert (tmp_path / "0000000001.manifest").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dead"])
+def test_a_session_of_blobs_and_manifests_leaves_nothing(tmp_path: Path, dead: Owner, closed: bool) -> None:
+    session = Session.open(tmp_path)
+    path = Path(session.path) if closed else make_session(tmp_path, dead)
+    (path / "0000000001.manifest").write_text("a manifest")
+    if not closed:
+        assert reap(str(tmp_path)) == [str(path)]
+    session.close()
+    assert names_below(tmp_path) == []
+
+
+def test_an_owner_outlasts_the_manifests(tmp_path: Path, dead: Owner) -> None:
+    """A reaper that dies at one is followed by another."""
+    path = make_session(tmp_path, dead)
+    (path / "0000000001.manifest").write_text("a manifest")
+    disk = FaultyDisk()
+    disk.fail("unlink", error=oserror(errno.EIO), nth=1)
+    assert reap(str(tmp_path), disk=disk) == [] and (path / OWNER).exists()
+    assert reap(str(tmp_path)) == [str(path)]
 
 
 def test_links_are_never_followed(tmp_path: Path, dead: Owner) -> None:

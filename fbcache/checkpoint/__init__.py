@@ -1,0 +1,1 @@
+"""Tracked directories and the checkpoints in them."""
