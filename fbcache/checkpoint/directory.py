@@ -5,18 +5,13 @@ Guarantees
 - All who use one real path in a process share one :class:`Directory`, and so one lock and one key set.
 - What the writer finds on opening is made durable before anything is removed, so that opening
   twice finds the same; then leftovers are swept.
-- ``present`` has exactly the keys whose blobs are whole under their names; ``durable`` those of them that
-  survive a power loss. A blob whose fsync failed is never synced again: it is copied into a new
-  file first, with its checksums verified.
 - A blob is removed only when no manifest, pin, reader, loan or save under way needs it.
 
 Locks
 -----
 ``_tenure`` is held while the directory is opened, closed and scanned, and ``_turn`` for a whole save: they
-are what excludes, as the lock file is, and files are touched under them. ``_lock`` guards the sets and
-counters, and is never held during I/O. The order is ``_turn``, ``_tenure``, ``_lock``. A key whose files are
-being changed is in ``_changing``, and others who want to change it wait for that; whoever has one key waits
-for no other.
+are what excludes, as the lock file is, and files are touched under them. ``_lock``, of :mod:`.blobset`,
+guards what is known of manifests too. The order is ``_turn``, ``_tenure``, a key's turn, ``_lock``.
 """
 
 from __future__ import annotations
@@ -30,17 +25,15 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+from fbcache.checkpoint.blobset import BlobSet
 from fbcache.checkpoint.loans import Loans, reader_directories
 from fbcache.checkpoint.lock import Tenure, WriterLock
-from fbcache.checkpoint.manifest import Blob, Manifest
+from fbcache.checkpoint.manifest import Manifest
 from fbcache.checkpoint.places import Places
 from fbcache.checkpoint.scanning import Swept, sweep, versions_in
 from fbcache.checkpoint.versions import Versions
-from fbcache.codec.frames import Frames
-from fbcache.codec.layout import pack
 from fbcache.errors import (
     CheckpointNotFoundError,
-    CorruptBlobError,
     CorruptCheckpointError,
     DeadlockError,
     DirectoryInUseError,
@@ -48,29 +41,18 @@ from fbcache.errors import (
     FBCacheWarning,
     StorageError,
 )
-from fbcache.store.blobfile import BlobFile
 from fbcache.store.disk import Disk
 from fbcache.store.reaper import reap
-from fbcache.store.syncing import FanOut, NotDurableError, make_durable, one_by_one
-from fbcache.store.transfer import write_all
-from fbcache.store.transplant import copy_checked, transplant
 from fbcache.store.trouble import storage_error
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_PIN = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-
-#: Keys whose file failed to become durable: a link to it would carry the failure over.
-_DOUBTFUL: set[UUID] = set()
 
 
-class Directory:
+class Directory(BlobSet):
     """A tracked directory; see the module. Made by :func:`fbcache.checkpoint.registry.directory_at`."""
 
     def __init__(self, root: str, disk: Disk) -> None:
-        self.places = Places(root)
-        self.disk = disk
+        super().__init__(disk, Places(root))
         self.versions = Versions(disk, self.places)
         self.loans = Loans(disk, self.places)
         self.swept = Swept()
@@ -82,22 +64,9 @@ class Directory:
         self._writer: WriterLock | None = None
         self._stamp = ""
         self._last_version = 0
-        self._lock = threading.Condition(threading.Lock())
-        self._changing: set[UUID] = set()
-        self._claimed: Counter[UUID] = Counter()
-        self._present: dict[UUID, Blob | None] = {}
-        self._pins: set[UUID] = set()
-        self._new_pins: set[UUID] = set()  # not durable yet
-        self._durable: set[UUID] = set()
-        self._renew: set[UUID] = set()  # in place, but of doubtful durability
         self._manifests: dict[int, Manifest] = {}
         self._unreadable: set[int] = set()
         self._referenced: Counter[UUID] = Counter()
-
-    @property
-    def root(self) -> str:
-        """The directory's real path."""
-        return self.places.root
 
     # ---------------------------------------------------------------------------- tenure
 
@@ -299,144 +268,7 @@ class Directory:
                     pass
         return keys
 
-    # ------------------------------------------------------------------------------ keys
-
-    def keys(self) -> list[UUID]:
-        """Return the keys present."""
-        with self._lock:
-            return list(self._present)
-
-    def has(self, key: UUID) -> bool:
-        """Whether the blob of ``key`` is present: a dictionary look-up."""
-        return key in self._present
-
-    def claim(self, keys: Iterable[UUID], claimed: list[UUID]) -> list[Blob | None]:
-        """Keep the blobs of ``keys`` from being removed, and return what is known of each.
-
-        ``claimed`` is extended by those that :meth:`disclaim` must be called for.
-        """
-        with self._lock:
-            known = []
-            for key in keys:
-                self._claimed[key] += 1
-                claimed.append(key)
-                known.append(self._present.get(key))
-            return known
-
-    def disclaim(self, keys: Iterable[UUID]) -> None:
-        """End what :meth:`claim` began. What nobody needs then is removed."""
-        with self._lock:
-            left = set()
-            for key in keys:
-                self._claimed[key] -= 1
-                if self._claimed[key] <= 0:
-                    del self._claimed[key]
-                    if key in self._present and key not in self._pins and key not in self._referenced:
-                        left.add(key)
-        try:
-            self._remove(left)
-        except (OSError, FBCacheError):  # the next sweep comes by
-            pass
-
-    def bring_in(self, key: UUID, source: str) -> Blob:
-        """Have the blob file ``source`` here too, under ``key``; nothing where it is present.
-
-        Returns
-        -------
-        Blob
-            What its header says; ``nbytes`` is 0, for a file does not know it.
-
-        Raises
-        ------
-        CorruptBlobError
-            The source is damaged, or gone.
-        StorageError
-            It could not be linked or copied; nothing is left.
-        """
-        with self._change(key):
-            known = self._present.get(key)
-            if known is not None:
-                return known
-            if key not in self._present:
-                self._transplant(key, source)
-            blob = self._describe(key)
-            with self._lock:
-                self._present[key] = blob
-            return blob
-
-    def write_in(self, key: UUID, frames: Frames) -> Blob:
-        """Write ``frames``, which come from no file, as the blob of ``key``; else as :meth:`bring_in`."""
-        with self._change(key):
-            known = self._present.get(key)
-            if known is not None:
-                return known
-            if key not in self._present:
-                self._in_shard(key, lambda: self._write(key, frames))
-            blob = self._describe(key)
-            with self._lock:
-                self._present[key] = blob
-            return blob
-
-    def _write(self, key: UUID, frames: Frames) -> None:
-        temporary = self.places.temporary(key)
-        fd = self.disk.open(temporary, _NEW)
-        try:
-            try:
-                write_all(self.disk, fd, pack(key, frames).pieces)
-            finally:
-                self.disk.close(fd)
-            self.disk.rename(temporary, self.places.blob(key))
-        except BaseException:
-            self._discard(temporary)
-            raise
-
-    def _transplant(self, key: UUID, source: str) -> None:
-        target, temporary = self.places.blob(key), self.places.temporary(key)
-        if key in _DOUBTFUL:
-            self._in_shard(key, lambda: copy_checked(self.disk, source, target, temporary, key))
-        else:
-            self._in_shard(key, lambda: transplant(self.disk, source, target, temporary))
-
-    def _in_shard(self, key: UUID, make: object) -> None:
-        """Call ``make``, with the shard made first if it is missing."""
-        assert callable(make)
-        try:
-            try:
-                make()
-            except FileNotFoundError:
-                self.disk.makedirs(self.places.shard(key))
-                make()
-        except FileNotFoundError as error:
-            path = str(error.filename or "")
-            raise CorruptBlobError("the file is gone", key=key, path=path) from error
-        except OSError as error:
-            raise storage_error("write", self.places.blob(key), error, self.disk) from error
-
-    def _describe(self, key: UUID) -> Blob:
-        """Return what the header of the blob here says."""
-        path = self.places.blob(key)
-        try:
-            fd = self.disk.open(path, _READ)
-            try:
-                header = BlobFile(self.disk, fd, key, path).header()
-            finally:
-                self.disk.close(fd)
-        except OSError as error:
-            raise storage_error("read", path, error, self.disk) from error
-        return Blob(0, header.nbytes, header.codec, header.pickled, header.digest)
-
-    def pin(self, key: UUID) -> None:
-        """Keep the blob of ``key``, which is claimed, until :meth:`delete` is called for it."""
-        if key in self._pins:
-            return
-        with self._change(key):
-            try:
-                self.disk.close(self.disk.open(self.places.pin(key), _PIN))
-            except OSError as error:
-                raise storage_error("pin", self.places.blob(key), error, self.disk) from error
-            with self._lock:
-                self._pins.add(key)
-                self._new_pins.add(key)
+    # -------------------------------------------------------------------------- removing
 
     def delete(self, key: UUID) -> bool:
         """Take the pin of ``key`` away, and its blob where nothing else needs it; whether the blob went.
@@ -457,6 +289,14 @@ class Directory:
                     self._pins.discard(key)
                     self._new_pins.discard(key)
         return self._remove({key}) == 1
+
+    def disclaim(self, keys: Iterable[UUID]) -> None:
+        """End what :meth:`claim` began. What nobody needs then is removed."""
+        left = {key for key in self._end_claims(keys) if key not in self._referenced}
+        try:
+            self._remove(left)
+        except (OSError, FBCacheError):  # the next sweep comes by
+            pass
 
     def _remove(self, keys: Collection[UUID]) -> int:
         """Remove the blobs of those ``keys`` that nothing needs; return how many went."""
@@ -481,91 +321,6 @@ class Directory:
                     raise
                 removed += 1
         return removed
-
-    def _unlink(self, path: str) -> None:
-        try:
-            self.disk.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise storage_error("remove", path, error, self.disk) from error
-
-    def _discard(self, path: str) -> None:
-        try:
-            self.disk.unlink(path)
-        except OSError:
-            pass
-
-    @contextmanager
-    def _change(self, key: UUID) -> Iterator[None]:
-        """Be the only one to change the files of ``key``."""
-        with self._lock:
-            while key in self._changing:
-                self._lock.wait()
-            self._changing.add(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._changing.discard(key)
-                self._lock.notify_all()
-
-    # ------------------------------------------------------------------------ durability
-
-    def sync(self, fan_out: FanOut = one_by_one) -> None:
-        """Make all blobs and pins that are present now durable."""
-        with self._lock:
-            keys = [key for key in self._present if key not in self._durable]
-            pins = list(self._new_pins)
-        self.make_durable(keys, fan_out, pins)
-
-    def make_durable(
-        self, keys: Iterable[UUID], fan_out: FanOut = one_by_one, pins: Collection[UUID] = ()
-    ) -> None:
-        """Make the blobs of ``keys``, all present, durable under their names.
-
-        Raises
-        ------
-        StorageError
-            It could not be done. What failed is copied before it is tried again.
-        """
-        with self._lock:
-            pending = [key for key in keys if key not in self._durable]
-            renewed = [key for key in pending if key in self._renew]
-        if not pending and not pins:
-            return
-        for key in renewed:
-            self._copy_anew(key)
-        files = {self.places.blob(key): key for key in pending}
-        shards = {self.places.shard(key) for key in (*pending, *pins)}
-        try:
-            make_durable(self.disk, self.root, files, [*shards, self.root], fan_out=fan_out)
-        except NotDurableError as error:
-            self._doubt(files[path] for path in error.files if path in files)
-            raise storage_error("make durable", error.filename, error.cause, self.disk) from error
-        except BaseException:  # a failure may have gone under with it
-            self._doubt(pending)
-            raise
-        with self._lock:
-            self._durable.update(key for key in pending if key in self._present)
-            self._new_pins.difference_update(pins)
-
-    def _doubt(self, keys: Iterable[UUID]) -> None:
-        with self._lock:
-            keys = list(keys)
-            _DOUBTFUL.update(keys)
-            self._renew.update(keys)
-
-    def _copy_anew(self, key: UUID) -> None:
-        """Put a new file in the place of a blob whose fsync failed."""
-        path = self.places.blob(key)
-        with self._change(key):
-            try:
-                copy_checked(self.disk, path, path, self.places.temporary(key), key)
-            except OSError as error:
-                raise storage_error("copy", path, error, self.disk) from error
-            with self._lock:
-                self._renew.discard(key)
 
     # -------------------------------------------------------------------------- versions
 

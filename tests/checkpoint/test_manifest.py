@@ -109,10 +109,17 @@ def sample() -> Manifest:
     return manifest(names, blobs, tag="best", created=1_750_000_000.125, meta=meta)
 
 
+def plain(name: Any) -> Any:
+    """The name with its tiles taken apart: one with a NaN in it does not equal its copy."""
+    if type(name) is Tile:
+        return "Tile", plain(name.row), plain(name.column)
+    return type(name)(map(plain, name)) if type(name) in (tuple, frozenset) else name
+
+
 def alike(left: Manifest, right: Manifest) -> bool:
     return (
         left.head == right.head
-        and same(list(left.names), list(right.names))
+        and same(list(map(plain, left.names)), list(map(plain, right.names)))
         and list(left.keys) == list(right.keys)
         and list(left.blobs) == list(right.blobs)
     )
@@ -271,14 +278,12 @@ class Unregistered:
         (("a", (print,)), r"value\[1\]\[0\] would take pickle"),
         (Unregistered(1), "would take pickle"),
         (str, "would take pickle"),
-        (10**5000, ""),
+        ((10**5000, print), "of type tuple"),  # it has no repr
     ],
     ids=lambda part: str(type(part)),
 )
 def test_a_name_that_cannot_be_kept_is_named(name, reason):
-    if name == 10**5000:  # one without a repr; as a name it is fine
-        name = (name, print)
-    with pytest.raises(TypeError, match=rf"(?s)the name .*{reason}.*a name there is a text") as caught:
+    with pytest.raises(TypeError, match=rf"(?s)the name.*{reason}.*a name there is a text") as caught:
         pack(manifest(["fine", name]))
     assert isinstance(caught.value, (UnsupportedTypeError, PickleRefusedError))
     assert len(str(caught.value)) < 600
@@ -651,7 +656,7 @@ def test_a_table_of_more_codecs_than_there_can_be_is_damage():
         (("a", msgpack.packb([tags.OBJECT, "tests.checkpoint.Tile", {"row": 1}])), ""),
         (("a", tree(Tile(1, [2]))), "unhashable"),
         (("a", msgpack.packb([tags.ZONEINFO, "../../etc/passwd"])), ""),
-        (("a", tree(b"x" * (naming.MAX_TREE - 3))[: 2**16] + b"\xc0"), "65537 bytes"),
+        (("a", tree(("x" * naming.MAX_TREE,))), "where 65536 are allowed"),
     ],
     ids=lambda part: repr(part)[:60],
 )

@@ -1,0 +1,282 @@
+"""The blobs of a tracked directory, as this process's writer knows them: present, pinned, durable.
+
+Guarantees
+----------
+- ``_present`` has exactly the keys whose blobs are whole under their names; ``_durable`` those of them that
+  survive a power loss.
+- A blob whose fsync failed is never synced again: it is copied into a new file first, with its
+  checksums verified.
+- A key that is claimed is not removed.
+
+``_lock`` guards the sets and counters, and is never held during I/O. A key whose files are being changed is
+in ``_changing``, and others who want to change it wait for that; whoever has one key waits for no other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from fbcache.checkpoint.manifest import Blob
+from fbcache.checkpoint.places import Places
+from fbcache.codec.frames import Frames
+from fbcache.codec.layout import pack
+from fbcache.errors import CorruptBlobError
+from fbcache.store.blobfile import BlobFile
+from fbcache.store.disk import Disk
+from fbcache.store.syncing import FanOut, NotDurableError, make_durable, one_by_one
+from fbcache.store.transfer import write_all
+from fbcache.store.transplant import copy_checked, transplant
+from fbcache.store.trouble import storage_error
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_PIN = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+#: Keys whose file failed to become durable: a link to it would carry the failure over.
+_DOUBTFUL: set[UUID] = set()
+
+
+class BlobSet:
+    """Blobs by key, and their files in ``places``."""
+
+    def __init__(self, disk: Disk, places: Places) -> None:
+        self.places = places
+        self.disk = disk
+        self._lock = threading.Condition(threading.Lock())
+        self._changing: set[UUID] = set()
+        self._claimed: Counter[UUID] = Counter()
+        self._present: dict[UUID, Blob | None] = {}
+        self._pins: set[UUID] = set()
+        self._new_pins: set[UUID] = set()  # not durable yet
+        self._durable: set[UUID] = set()
+        self._renew: set[UUID] = set()  # in place, but of doubtful durability
+
+    @property
+    def root(self) -> str:
+        """The directory's real path."""
+        return self.places.root
+
+    # ------------------------------------------------------------------------------ keys
+
+    def keys(self) -> list[UUID]:
+        """Return the keys present."""
+        with self._lock:
+            return list(self._present)
+
+    def has(self, key: UUID) -> bool:
+        """Whether the blob of ``key`` is present: a dictionary look-up."""
+        return key in self._present
+
+    def claim(self, keys: Iterable[UUID], claimed: list[UUID]) -> list[Blob | None]:
+        """Keep the blobs of ``keys`` from being removed, and return what is known of each.
+
+        ``claimed`` is extended by those that :meth:`Directory.disclaim` must be called for.
+        """
+        with self._lock:
+            known = []
+            for key in keys:
+                self._claimed[key] += 1
+                claimed.append(key)
+                known.append(self._present.get(key))
+            return known
+
+    def _end_claims(self, keys: Iterable[UUID]) -> list[UUID]:
+        """End what :meth:`claim` began; return those keys that nobody claims any more."""
+        with self._lock:
+            free = []
+            for key in keys:
+                self._claimed[key] -= 1
+                if self._claimed[key] <= 0:
+                    del self._claimed[key]
+                    if key in self._present and key not in self._pins:
+                        free.append(key)
+            return free
+
+    def bring_in(self, key: UUID, source: str) -> Blob:
+        """Have the blob file ``source`` here too, under ``key``; nothing where it is present.
+
+        Returns
+        -------
+        Blob
+            What its header says; ``nbytes`` is 0, for a file does not know it.
+
+        Raises
+        ------
+        CorruptBlobError
+            The source is damaged, or gone.
+        StorageError
+            It could not be linked or copied; nothing is left.
+        """
+        with self._change(key):
+            known = self._present.get(key)
+            if known is not None:
+                return known
+            if key not in self._present:
+                self._transplant(key, source)
+            blob = self._describe(key)
+            with self._lock:
+                self._present[key] = blob
+            return blob
+
+    def write_in(self, key: UUID, frames: Frames) -> Blob:
+        """Write ``frames``, which come from no file, as the blob of ``key``; else as :meth:`bring_in`."""
+        with self._change(key):
+            known = self._present.get(key)
+            if known is not None:
+                return known
+            if key not in self._present:
+                self._in_shard(key, lambda: self._write(key, frames))
+            blob = self._describe(key)
+            with self._lock:
+                self._present[key] = blob
+            return blob
+
+    def _write(self, key: UUID, frames: Frames) -> None:
+        temporary = self.places.temporary(key)
+        fd = self.disk.open(temporary, _NEW)
+        try:
+            try:
+                write_all(self.disk, fd, pack(key, frames).pieces)
+            finally:
+                self.disk.close(fd)
+            self.disk.rename(temporary, self.places.blob(key))
+        except BaseException:
+            self._discard(temporary)
+            raise
+
+    def _transplant(self, key: UUID, source: str) -> None:
+        target, temporary = self.places.blob(key), self.places.temporary(key)
+        if key in _DOUBTFUL:
+            self._in_shard(key, lambda: copy_checked(self.disk, source, target, temporary, key))
+        else:
+            self._in_shard(key, lambda: transplant(self.disk, source, target, temporary))
+
+    def _in_shard(self, key: UUID, make: Callable[[], object]) -> None:
+        """Call ``make``, with the shard made first if it is missing."""
+        try:
+            try:
+                make()
+            except FileNotFoundError:
+                self.disk.makedirs(self.places.shard(key))
+                make()
+        except FileNotFoundError as error:
+            path = str(error.filename or "")
+            raise CorruptBlobError("the file is gone", key=key, path=path) from error
+        except OSError as error:
+            raise storage_error("write", self.places.blob(key), error, self.disk) from error
+
+    def _describe(self, key: UUID) -> Blob:
+        """Return what the header of the blob here says."""
+        path = self.places.blob(key)
+        try:
+            fd = self.disk.open(path, _READ)
+            try:
+                header = BlobFile(self.disk, fd, key, path).header()
+            finally:
+                self.disk.close(fd)
+        except OSError as error:
+            raise storage_error("read", path, error, self.disk) from error
+        return Blob(0, header.nbytes, header.codec, header.pickled, header.digest)
+
+    def pin(self, key: UUID) -> None:
+        """Keep the blob of ``key``, which is claimed, until :meth:`delete` is called for it."""
+        if key in self._pins:
+            return
+        with self._change(key):
+            try:
+                self.disk.close(self.disk.open(self.places.pin(key), _PIN))
+            except OSError as error:
+                raise storage_error("pin", self.places.blob(key), error, self.disk) from error
+            with self._lock:
+                self._pins.add(key)
+                self._new_pins.add(key)
+
+    def _unlink(self, path: str) -> None:
+        try:
+            self.disk.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error("remove", path, error, self.disk) from error
+
+    def _discard(self, path: str) -> None:
+        try:
+            self.disk.unlink(path)
+        except OSError:
+            pass
+
+    @contextmanager
+    def _change(self, key: UUID) -> Iterator[None]:
+        """Be the only one to change the files of ``key``."""
+        with self._lock:
+            while key in self._changing:
+                self._lock.wait()
+            self._changing.add(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._changing.discard(key)
+                self._lock.notify_all()
+
+    # ------------------------------------------------------------------------ durability
+
+    def sync(self, fan_out: FanOut = one_by_one) -> None:
+        """Make all blobs and pins that are present now durable."""
+        with self._lock:
+            keys = [key for key in self._present if key not in self._durable]
+            pins = list(self._new_pins)
+        self.make_durable(keys, fan_out, pins)
+
+    def make_durable(
+        self, keys: Iterable[UUID], fan_out: FanOut = one_by_one, pins: Collection[UUID] = ()
+    ) -> None:
+        """Make the blobs of ``keys``, all present, durable under their names.
+
+        Raises
+        ------
+        StorageError
+            It could not be done. What failed is copied before it is tried again.
+        """
+        with self._lock:
+            pending = [key for key in keys if key not in self._durable]
+            renewed = [key for key in pending if key in self._renew]
+        if not pending and not pins:
+            return
+        for key in renewed:
+            self._copy_anew(key)
+        files = {self.places.blob(key): key for key in pending}
+        shards = {self.places.shard(key) for key in (*pending, *pins)}
+        try:
+            make_durable(self.disk, self.root, files, [*shards, self.root], fan_out=fan_out)
+        except NotDurableError as error:
+            self._doubt(files[path] for path in error.files if path in files)
+            raise storage_error("make durable", error.filename, error.cause, self.disk) from error
+        except BaseException:  # a failure may have gone under with it
+            self._doubt(pending)
+            raise
+        with self._lock:
+            self._durable.update(key for key in pending if key in self._present)
+            self._new_pins.difference_update(pins)
+
+    def _doubt(self, keys: Iterable[UUID]) -> None:
+        with self._lock:
+            keys = list(keys)
+            _DOUBTFUL.update(keys)
+            self._renew.update(keys)
+
+    def _copy_anew(self, key: UUID) -> None:
+        """Put a new file in the place of a blob whose fsync failed."""
+        path = self.places.blob(key)
+        with self._change(key):
+            try:
+                copy_checked(self.disk, path, path, self.places.temporary(key), key)
+            except OSError as error:
+                raise storage_error("copy", path, error, self.disk) from error
+            with self._lock:
+                self._renew.discard(key)
