@@ -609,7 +609,8 @@ class FBPool:
         StorageError, DiskFullError
             Something could not be written, or made durable.
 
-        After an error, and after an interrupt, the former checkpoint is the newest; the pool is as it was.
+        After an error, and after an interrupt that comes before the checkpoint is committed, the former one
+        is the newest; the pool is as it was.
         """
         names = None if names is None else list(dict.fromkeys(names))
         check_commit(tag, keep, meta, change_key)

@@ -343,12 +343,18 @@ class Directory(BlobSet):
             It could not be done, and the checkpoint is not there.
         """
         self._check_tenure()
-        self.versions.publish(manifest)
-        with self._lock:
-            self._manifests[manifest.head.version] = manifest
+        version = manifest.head.version
+        with self._lock:  # first, so that no interrupt leaves a manifest whose blobs look unneeded
+            self._manifests[version] = manifest
             self._referenced.update(manifest.keys)
             for key, blob in zip(manifest.keys, manifest.blobs, strict=True):
                 self._present[key] = blob
+        try:
+            self.versions.publish(manifest)
+        except BaseException:
+            if not self.disk.exists(self.places.manifest(version)):
+                self._forget_manifests([version])
+            raise
 
     def _check_tenure(self) -> None:
         """Make sure that nobody else can be writing, as they can when the lock's file was removed."""
@@ -374,17 +380,21 @@ class Directory(BlobSet):
         if not versions:
             return 0
         self.versions.withdraw(sorted(versions))
-        doubtful: set[UUID] = set()
+        return self._remove(self._forget_manifests(versions))
+
+    def _forget_manifests(self, versions: Collection[int]) -> set[UUID]:
+        """Count manifests no longer; return the keys that no other refers to."""
+        unreferenced: set[UUID] = set()
         with self._lock:
             self._unreadable.difference_update(versions)
             for version in versions:
                 manifest = self._manifests.pop(version, None)
                 if manifest is not None:
                     self._referenced.subtract(manifest.keys)
-                    doubtful.update(key for key in manifest.keys if self._referenced[key] <= 0)
-            for key in doubtful:
+                    unreferenced.update(key for key in manifest.keys if self._referenced[key] <= 0)
+            for key in unreferenced:
                 del self._referenced[key]
-        return self._remove(doubtful)
+        return unreferenced
 
 
 class _Claimed:

@@ -268,6 +268,7 @@ class Saver:
         directory = self._directory
         self._make_durable()
         manifest = self._manifest(tag, meta)
+        meter.end()  # what it raises can still end the save
         directory.publish(manifest)
         self._over = True
         checkpoint = Checkpoint.of(manifest, directory.root)
@@ -278,7 +279,6 @@ class Saver:
                 self._withdraw(checkpoint.version, error)
                 raise
         self._clean_up(keep)
-        meter.end()
         return checkpoint
 
     def _make_durable(self) -> None:
