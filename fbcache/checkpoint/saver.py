@@ -410,7 +410,8 @@ def _rows(
 
 def _token_of(name: Hashable, capture: Capture) -> Token:
     """Wait for the blob of a captured entry."""
-    capture.wait()
+    if not capture.done:
+        capture.wait()
     try:
         capture.raise_error()
     except Exception as error:
