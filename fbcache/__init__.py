@@ -8,7 +8,7 @@ The map of the house, from the street to the cellar; each room imports only from
     ``FBPool``: names, and the public face; decides nothing itself
 ``engine``
     the parts of a pool put together, and how it ends: close, collection, exit, fork
-``handle``, ``leash``, ``guard``
+``handle``, ``leash``, ``writeguard``, ``guard``
     ``Fb``, and the guards that ``with`` and ``async with`` enter
 ``checkpoint``
     tracked directories: the lock, keys, manifests; saving, restoring, verifying
@@ -56,11 +56,12 @@ from fbcache.errors import (
     StorageError,
     UnsupportedTypeError,
 )
-from fbcache.guard import ReadGuard, WriteGuard
+from fbcache.guard import ReadGuard
 from fbcache.handle import Fb
 from fbcache.pool import FBPool
 from fbcache.stats import PoolStats
 from fbcache.store.files import FileStore
+from fbcache.writeguard import WriteGuard
 
 __version__ = "0.1.0"
 

@@ -20,9 +20,10 @@ from fbcache.checkpoint.persisting import persist, spawn_persist
 from fbcache.checkpoint.tracked import TrackedDirectory
 from fbcache.entry import MISSING, Entry, State
 from fbcache.freezing import deep_copy, take_over
-from fbcache.guard import Engine, ReadGuard, WriteGuard
+from fbcache.guard import Engine, ReadGuard
 from fbcache.leash import HeldReadGuard, HeldWriteGuard, try_read, try_write
 from fbcache.waiting import Answer, Step, Work
+from fbcache.writeguard import WriteGuard
 
 if TYPE_CHECKING:
     from fbcache.pool import FBPool

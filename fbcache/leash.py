@@ -9,7 +9,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from fbcache.guard import Guard, ReadGuard, WriteGuard
+from fbcache.guard import Guard, ReadGuard
+from fbcache.writeguard import WriteGuard
 
 G = TypeVar("G", bound=Guard)
 

@@ -31,7 +31,7 @@ from fbcache.engine import Engine
 from fbcache.entry import MISSING, Entry, State
 from fbcache.errors import InternalError, PutTimeoutError
 from fbcache.freezing import deep_copy, take_over
-from fbcache.guard import ReadGuard, WriteGuard
+from fbcache.guard import ReadGuard
 from fbcache.handle import Fb
 from fbcache.leash import HeldReadGuard, HeldWriteGuard, try_read, try_write
 from fbcache.memory import default_budget, parse_size
@@ -41,6 +41,7 @@ from fbcache.store.files import FileStore
 from fbcache.store.protocol import BlobStore, StoreLimits
 from fbcache.store.session import Session
 from fbcache.waiting import Answer
+from fbcache.writeguard import WriteGuard
 
 _RAISE: Any = object()
 
