@@ -167,7 +167,7 @@ class WriterLock:
     __slots__ = ("_directory", "_disk", "_fd", "_path", "_pid", "_record", "former")
 
     def __init__(self, path: str, directory: str, tenure: Tenure, disk: Disk) -> None:
-        me = _this_process()
+        me = Owner.current()
         self._path = path
         self._directory = directory
         self._disk = disk
@@ -387,17 +387,6 @@ class _Contest:
 
 def _sleep(seconds: float) -> None:  # the holder is another process, which wakes nobody
     time.sleep(seconds)
-
-
-_me: Owner | None = None
-
-
-def _this_process() -> Owner:
-    """This process, found out once: that takes as long as the rest of an acquisition."""
-    global _me
-    if _me is None or _me.pid != os.getpid():
-        _me = Owner.current()
-    return _me
 
 
 # ------------------------------------------------------------------ the file

@@ -44,9 +44,12 @@ class Owner:
 
     @classmethod
     def current(cls) -> Owner:
-        """This process."""
+        """This process; found out once, for that takes as long as all the rest of making a session."""
+        global _current
         pid = os.getpid()
-        return cls(platform.node(), _boot_id(), pid, psutil.Process(pid).create_time())
+        if _current is None or _current.pid != pid:
+            _current = cls(platform.node(), _boot_id(), pid, psutil.Process(pid).create_time())
+        return _current
 
     def to_bytes(self) -> bytes:
         """Return what the owner's file holds."""
@@ -71,6 +74,10 @@ class Owner:
         if not self.host or self.host != here[0]:
             return False
         return self.boot_id != here[1] or not _is_running(self.pid, self.started)
+
+
+#: This process, once it is known; a forked child finds another pid in it.
+_current: Owner | None = None
 
 
 def _boot_id() -> str:

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from fbcache import DeadlockError, PoolClosedError, StaleKeyError, State, freezing, guard
+from fbcache import DeadlockError, PoolClosedError, StaleKeyError, State, freezing, writeguard
 
 
 def array(fill, nbytes=8_000):
@@ -299,7 +299,7 @@ def test_rollback_brings_content_key_and_size_back(pool, monkeypatch, place, cha
         pool["a"]
     nbytes = fb.nbytes
     if place != "memory":
-        monkeypatch.setattr(guard, "deep_copy", None)  # free where there is a blob
+        monkeypatch.setattr(writeguard, "deep_copy", None)  # free where there is a blob
     held = pool.get_mut("a", rollback=True)
     for _ in range(2):
         with pytest.raises(error), held:
