@@ -43,9 +43,8 @@ from fbcache.errors import (
 )
 from fbcache.store.disk import Disk
 from fbcache.store.reaper import reap
+from fbcache.store.syncing import NotDurableError, make_durable
 from fbcache.store.trouble import storage_error
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 class Directory(BlobSet):
@@ -172,7 +171,8 @@ class Directory(BlobSet):
 
     def _make(self) -> None:
         try:
-            self.disk.makedirs(self.places.checkpoints)
+            for path in (self.root, self.places.own, self.places.checkpoints):
+                self.disk.makedirs(path)
         except FileExistsError:
             error: OSError = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             raise storage_error("use", self.root, error, self.disk) from None
@@ -223,20 +223,26 @@ class Directory(BlobSet):
 
     def _sync_skeleton(self) -> None:
         """Make the names of the directories durable, and what manifests there are."""
-        above = os.path.dirname(self.root)
-        try:
-            self._sync_directory(above)
-        except PermissionError:  # not ours to read; then it was there before us
-            pass
-        for path in (self.root, self.places.own, self.places.checkpoints):
-            self._sync_directory(path)
+        if not self.versions.numbers():  # else it was done before the first one was published
+            for path in self._above():
+                try:
+                    make_durable(self.disk, path, (), [path])
+                except NotDurableError as error:
+                    if error.errno not in (errno.EACCES, errno.EPERM):
+                        raise
+                    # Not ours to read; then it was there before us.
+        ours = [self.root, self.places.own, self.places.checkpoints]
+        make_durable(self.disk, self.root, (), ours)
 
-    def _sync_directory(self, path: str) -> None:
-        fd = self.disk.open(path, _DIRECTORY)
-        try:
-            self.disk.fsync(fd)
-        finally:
-            self.disk.close(fd)
+    def _above(self) -> Iterator[str]:
+        """The directories above the root on its file system, which may have been made with it."""
+        device = self.disk.lstat(self.root).st_dev
+        path = os.path.dirname(self.root)
+        while self.disk.lstat(path).st_dev == device:
+            yield path
+            if path == "/":
+                return
+            path = os.path.dirname(path)
 
     def _read_manifests(self) -> None:
         manifests: dict[int, Manifest] = {}
@@ -352,7 +358,8 @@ class Directory(BlobSet):
         try:
             self.versions.publish(manifest)
         except BaseException:
-            if not self.disk.exists(self.places.manifest(version)):
+            # A manifest that a power loss may bring back keeps its blobs.
+            if version not in self.versions.in_doubt and not self.disk.exists(self.places.manifest(version)):
                 self._forget_manifests([version])
             raise
 
@@ -380,7 +387,8 @@ class Directory(BlobSet):
         if not versions:
             return 0
         self.versions.withdraw(sorted(versions))
-        return self._remove(self._forget_manifests(versions))
+        settled, self.versions.in_doubt = self.versions.in_doubt, set()
+        return self._remove(self._forget_manifests({*versions, *settled}))
 
     def _forget_manifests(self, versions: Collection[int]) -> set[UUID]:
         """Count manifests no longer; return the keys that no other refers to."""

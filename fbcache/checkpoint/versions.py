@@ -13,16 +13,19 @@ Which version has a tag: the newest one that was given it. Others that once had 
 from __future__ import annotations
 
 import errno
+import math
+import operator
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from fbcache.checkpoint.manifest import Head, Manifest, head_size, pack, unpack, unpack_head
 from fbcache.checkpoint.places import Places, manifest_name
 from fbcache.checkpoint.scanning import versions_in
-from fbcache.errors import CheckpointNotFoundError, CorruptCheckpointError, FBCacheWarning
+from fbcache.errors import CheckpointNotFoundError, CorruptCheckpointError, FBCacheWarning, StorageError
 from fbcache.store.disk import Disk
 from fbcache.store.transfer import read_all, write_all
 from fbcache.store.trouble import storage_error
@@ -31,6 +34,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
 #: First read of a manifest: holds the head of nearly every one.
 _HEAD_GUESS = 4096
 
@@ -38,11 +44,13 @@ _HEAD_GUESS = 4096
 class Versions:
     """The checkpoints of one tracked directory, as its files tell."""
 
-    __slots__ = ("_disk", "_places")
+    __slots__ = ("_disk", "_places", "in_doubt")
 
     def __init__(self, disk: Disk, places: Places) -> None:
         self._disk = disk
         self._places = places
+        #: Versions that were taken back, but that a power loss may bring back.
+        self.in_doubt: set[int] = set()
 
     # ---------------------------------------------------------------------------- reading
 
@@ -52,6 +60,10 @@ class Versions:
             return versions_in(self._disk, self._places.checkpoints)
         except OSError as error:
             raise storage_error("read", self._places.checkpoints, error, self._disk) from error
+
+    def has(self, version: int) -> bool:
+        """Whether there is such a version."""
+        return self._disk.exists(self._places.manifest(version))
 
     def read(self, version: int, directory: str | None = None) -> Manifest:
         """Return the manifest of ``version``, from a link to it in ``directory`` if that is given.
@@ -67,14 +79,14 @@ class Versions:
         """
         path = f"{directory or self._places.checkpoints}/{manifest_name(version)}"
         with self._opened(path, version) as fd:
-            raw = self._read(fd, path, self._disk.fstat(fd).st_size)
+            raw = self._read(fd, path, self._size(fd, path))
         return unpack(raw, path=path, version=version)
 
     def head(self, version: int) -> Head:
         """Return what the manifest of ``version`` says of itself; errors are those of :meth:`read`."""
         path = self._places.manifest(version)
         with self._opened(path, version) as fd:
-            size = self._disk.fstat(fd).st_size
+            size = self._size(fd, path)
             raw = self._read(fd, path, min(size, _HEAD_GUESS))
             length = head_size(raw, path=path)
             if len(raw) < length <= size:
@@ -100,17 +112,16 @@ class Versions:
             raise ValueError("choose a checkpoint by version, by tag or by before, not by several of them")
         numbers = self.numbers()
         if version is not None:
-            if isinstance(version, bool) or not isinstance(version, int):
-                raise TypeError(f"a version is an int, not {version!r}; a tag goes into tag=")
-            if version not in numbers:
-                raise self._not_found(f"no version {version}")
-            return version
+            number = number_of(version)
+            if number not in numbers:
+                raise self._not_found(f"no version {number}")
+            return number
         if tag is not None:
             check_tag(tag)
             return self._first(lambda head: head.tag == tag, f"none tagged {tag!r}")
         if before is not None:
-            latest = seconds_of(before)
-            return self._first(lambda head: head.created <= latest, f"none from {before} or earlier")
+            latest, what = micros_of(before), f"none from {before} or earlier"
+            return self._first(lambda head: micros_of(head.created) <= latest, what)
         if not numbers:
             raise self._not_found("none at all")
         return numbers[-1]
@@ -138,7 +149,14 @@ class Versions:
             except CheckpointNotFoundError:  # forgotten meanwhile
                 pass
 
-    def _not_found(self, what: str) -> CheckpointNotFoundError:
+    def _not_found(self, what: str) -> CheckpointNotFoundError | StorageError:
+        try:
+            if not stat.S_ISDIR(self._disk.lstat(self._places.root).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        except NotADirectoryError as error:
+            return storage_error("read", self._places.root, error, self._disk)
+        except OSError:  # it is not there, or not to be looked at
+            pass
         there = ", ".join(map(str, self.numbers()[-5:]))
         message = f"{self._places.root} has no such checkpoint: {what}"
         return CheckpointNotFoundError(f"{message}; its newest versions are {there}" if there else message)
@@ -160,6 +178,12 @@ class Versions:
         finally:
             self._disk.close(fd)
 
+    def _size(self, fd: int, path: str) -> int:
+        status = self._disk.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptCheckpointError("something else than a file is in its place", path=path)
+        return status.st_size
+
     def _read(self, fd: int, path: str, size: int) -> bytes:
         raw = bytearray(size)
         length = read_all(self._disk, fd, [memoryview(raw)], 0)
@@ -178,14 +202,17 @@ class Versions:
         version = manifest.head.version
         temporary, final = self._places.new_manifest(version), self._places.manifest(version)
         pieces = pack(manifest)
-        renamed = False
+        written = False
         try:
             self._write(temporary, pieces)
+            written = True
             self._disk.rename(temporary, final)
-            renamed = True
             self.make_durable()
         except BaseException as error:
-            self._discard(final if renamed else temporary)
+            if written:  # an interrupt may have come right after the rename
+                self._discard(final)
+                self._settle(version)
+            self._discard(temporary)
             if isinstance(error, OSError):
                 needed = sum(map(len, pieces))
                 raise storage_error("write", final, error, self._disk, needed=needed) from error
@@ -230,6 +257,15 @@ class Versions:
         finally:
             self._disk.close(fd)
 
+    def _settle(self, version: int) -> None:
+        """Make it durable that ``version`` is gone, or remember that it is not."""
+        self.in_doubt.add(version)
+        try:
+            self.make_durable()
+        except OSError:
+            return
+        self.in_doubt.discard(version)
+
     def _discard(self, path: str) -> None:
         try:
             self._disk.unlink(path)
@@ -245,10 +281,31 @@ def check_tag(tag: object) -> None:
         raise ValueError("a tag has at least one character")
 
 
-def seconds_of(moment: float | datetime) -> float:
-    """Return a time as seconds since the epoch; a datetime without a zone is local time."""
+def number_of(version: object) -> int:
+    """Return a version as an int.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    """
+    if isinstance(version, bool) or not hasattr(version, "__index__"):
+        raise TypeError(f"a version is an int, not {version!r}; a tag goes into tag=")
+    return operator.index(version)
+
+
+def micros_of(moment: float | datetime) -> float:
+    """Return a time as microseconds since the epoch; a datetime without a zone is local time.
+
+    A checkpoint's ``created`` is a datetime, which knows no finer ones: so ``before=created`` finds it.
+    """
     if isinstance(moment, datetime):
-        return moment.timestamp()
+        return (moment.astimezone(UTC) - _EPOCH) // _MICROSECOND
     if isinstance(moment, bool) or not isinstance(moment, (int, float)):
         raise TypeError(f"a time is a datetime or seconds since the epoch, not {moment!r}")
-    return float(moment)
+    if math.isnan(moment):
+        raise ValueError("a time is a datetime or seconds since the epoch, not nan")
+    if math.isinf(moment):
+        return moment
+    fraction, whole = math.modf(moment)  # as datetime.fromtimestamp, so that the rounding is the same
+    return int(whole) * 1_000_000 + round(fraction * 1_000_000)

@@ -5,8 +5,9 @@ blobs, and of manifests, which it keeps from being the last ones to go.
 
 Guarantees:
 
-- A session is reaped only when its owner is known to be dead *and* its lock is free. A session
-  without a whole owner's file, of another user, or without a lock is left alone.
+- A session is reaped only when its owner is known to be dead *and* its lock is free. One of another user is
+  left alone, and one without an owner's file is if it is empty: its owner may be making it. One that holds
+  blobs or manifests had an owner, whose file a power loss has taken: there the lock alone tells.
 - Only names that fbcache gives are removed (invariant 13), and no symbolic link is followed: from
   the session's directory down everything is done relative to open directories, so that
   nobody who may write to the base can turn it elsewhere.
@@ -107,10 +108,20 @@ def _reap_open(directory: int, disk: Disk) -> bool:
     if disk.fstat(directory).st_uid != os.geteuid():
         return False
     # First the owner, then the lock: probing it must not get in the way of one who is making a session.
-    owner = _read_owner(directory, disk)
-    if owner is None or not owner.is_dead():
+    raw = _read_owner(directory, disk)
+    if raw.strip(b"\0"):
+        owner = Owner.from_bytes(raw)
+        if owner is None or not owner.is_dead():
+            return False
+    elif not _is_filled(directory, disk):
         return False
-    lease = disk.open(LEASE, os.O_RDWR | _FILE, dir_fd=directory)
+    try:
+        lease = disk.open(LEASE, os.O_RDWR | _FILE, dir_fd=directory)
+    except FileNotFoundError:
+        if raw.strip(b"\0"):
+            return False
+        _empty_session(directory, disk)  # the power loss has taken the lock's file too
+        return True
     try:
         if not disk.lock(lease):
             return False
@@ -120,14 +131,24 @@ def _reap_open(directory: int, disk: Disk) -> bool:
     return True
 
 
-def _read_owner(directory: int, disk: Disk) -> Owner | None:
-    fd = disk.open(OWNER, os.O_RDONLY | _FILE, dir_fd=directory)
+def _read_owner(directory: int, disk: Disk) -> bytes:
+    """The owner's file as it is; nothing, where there is none."""
+    try:
+        fd = disk.open(OWNER, os.O_RDONLY | _FILE, dir_fd=directory)
+    except FileNotFoundError:
+        return b""
     try:
         raw = bytearray(_OWNER_MOST)
         length = read_all(disk, fd, [memoryview(raw)], 0)
     finally:
         disk.close(fd)
-    return Owner.from_bytes(bytes(raw[:length]))
+    return bytes(raw[:length])
+
+
+def _is_filled(directory: int, disk: Disk) -> bool:
+    """Whether there is what its owner puts there only after the owner's file."""
+    names = disk.listdir(directory)
+    return any(_SHARD_NAME.fullmatch(name) or _MANIFEST_NAME.fullmatch(name) for name in names)
 
 
 # ------------------------------------------------------------------ removing

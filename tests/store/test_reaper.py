@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from fbcache.store import owner
+from fbcache.store.disk import DISK
 from fbcache.store.owner import Owner
 from fbcache.store.reaper import LEASE, NEW_OWNER, OWNER, reap
 from fbcache.store.session import Session
@@ -89,18 +90,57 @@ def test_nobody_is_reaped_while_the_lock_is_held(tmp_path: Path, dead: Owner) ->
     assert reap(str(tmp_path)) == [str(path)]
 
 
-@pytest.mark.parametrize("missing", [OWNER, LEASE])
-def test_without_an_owner_or_a_lock_it_is_left_alone(tmp_path: Path, dead: Owner, missing: str) -> None:
+def test_without_a_lock_it_is_left_alone(tmp_path: Path, dead: Owner) -> None:
     path = make_session(tmp_path, dead)
-    (path / missing).unlink()
+    (path / LEASE).unlink()
     before = names_below(tmp_path)
     assert reap(str(tmp_path)) == [] and names_below(tmp_path) == before
+
+
+def test_one_that_is_being_made_is_left_alone(tmp_path: Path, dead: Owner) -> None:
+    path = make_session(tmp_path, dead)
+    (path / OWNER).unlink()
+    for name in names_below(path):
+        if name not in (LEASE, OWNER):
+            found = path / name
+            if found.is_file():
+                found.unlink()
+    for shard in [found for found in path.iterdir() if found.is_dir()]:
+        shard.rmdir()
+    before = names_below(tmp_path)
+    assert reap(str(tmp_path)) == [] and names_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("owner", [None, b"", bytes(200)])
+@pytest.mark.parametrize("lease", [True, False])
+def test_one_whose_owners_file_a_power_loss_took_is_reaped(
+    tmp_path: Path, dead: Owner, owner: bytes | None, lease: bool
+) -> None:
+    path = make_session(tmp_path, dead)
+    (path / "0000000001.manifest").write_bytes(b"x")
+    (path / OWNER).unlink()
+    if owner is not None:
+        (path / OWNER).write_bytes(owner)
+    if not lease:
+        (path / LEASE).unlink()
+    assert reap(str(tmp_path)) == [str(path)] and not path.exists()
+
+
+def test_one_without_an_owners_file_that_is_locked_is_left_alone(tmp_path: Path, dead: Owner) -> None:
+    path = make_session(tmp_path, dead)
+    (path / "0000000001.manifest").write_bytes(b"x")
+    (path / OWNER).write_bytes(b"")
+    fd = os.open(path / LEASE, os.O_RDWR)
+    try:
+        assert DISK.lock(fd)
+        assert reap(str(tmp_path)) == [] and path.exists()
+    finally:
+        os.close(fd)
 
 
 def strange_owners() -> list[object]:
     good = json.loads(Owner("h", "b", 1, 1.0).to_bytes())
     return [
-        b"",
         b"\xff\x00",
         b"[]",
         b"null",
