@@ -2,7 +2,7 @@
 
 The map of the house, from the street to the cellar; each room imports only from rooms below it:
 
-``cli``, ``commands``, ``demo``
+``cli``, ``commands``, ``demo``, ``shell``
     what people start from a terminal
 ``pool``
     ``FBPool``: names, and the public face; decides nothing itself

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 _NEEDED = frozenset({"click", "rich"})
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -19,6 +20,8 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise
         needs = f"the command line needs {error.name}, which is not installed"
-        print(f"Error: {needs}. Install it by: pip install 'fbcache[demo]'", file=sys.stderr)
+        print(f"Error: {needs}. Install it by: pip install 'fbcache[cli]'", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before any command has begun
+        sys.exit(_INTERRUPTED)
     fbcache(prog_name="fbcache")

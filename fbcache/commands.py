@@ -6,12 +6,21 @@ import click
 
 from fbcache import __version__
 from fbcache.demo.command import demo
+from fbcache.shell.checking import verify
+from fbcache.shell.details import info
+from fbcache.shell.exporting import export
+from fbcache.shell.listing import ls
+from fbcache.shell.sweeping import gc
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fbcache")
 def fbcache() -> None:
-    """Keep more Python objects alive than fit in memory."""
+    """Keep more Python objects alive than fit in memory.
+
+    ls, info, verify, export and gc look into the directories that checkpoints are saved to.
+    """
 
 
-fbcache.add_command(demo)
+for command in (demo, ls, info, verify, export, gc):
+    fbcache.add_command(command)

@@ -415,7 +415,7 @@ def test_without_its_extra_the_command_says_what_to_install(missing: str) -> Non
     code = f"import sys; sys.modules[{missing!r}] = None; from fbcache.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE * 2)
     assert done.returncode == 2
-    assert "pip install 'fbcache[demo]'" in done.stderr
+    assert "pip install 'fbcache[cli]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -186,7 +186,7 @@ class Directory(BlobSet):
         self._sync_skeleton()
         reap(self.places.readers, disk=self.disk)
         self._read_manifests()
-        needed = None if self._unreadable else self._referenced.keys() | self._keys_of_readers()
+        needed = self._needed()
         contents, swept = sweep(self.disk, self.places, needed, _Claimed(self._claimed))
         swept.kept = tuple(self.places.manifest(version) for version in sorted(self._unreadable))
         known = {
@@ -208,7 +208,7 @@ class Directory(BlobSet):
         first, self.swept = self.swept, Swept()
         reap(self.places.readers, disk=self.disk)
         try:
-            needed = None if self._unreadable else self._referenced.keys() | self._keys_of_readers()
+            needed = self._needed()
             contents, swept = sweep(self.disk, self.places, needed, _Claimed(self._claimed))
         except OSError as error:
             raise storage_error("sweep", self.root, error, self.disk) from error
@@ -260,8 +260,16 @@ class Directory(BlobSet):
         with self._lock:
             self._manifests, self._unreadable, self._referenced = manifests, unreadable, referenced
 
-    def _keys_of_readers(self) -> set[UUID]:
-        """Return the keys that other living readers' manifests name, and the loans of this process."""
+    def _needed(self) -> set[UUID] | None:
+        """Return the keys that manifests, readers and loans need; None where that cannot be known."""
+        read = None if self._unreadable else self._keys_of_readers()
+        return None if read is None else self._referenced.keys() | read
+
+    def _keys_of_readers(self) -> set[UUID] | None:
+        """Return the keys that other living readers' manifests name, and the loans of this process.
+
+        None where a manifest cannot be read: then anything may be needed.
+        """
         keys = self.loans.keys()
         own = self.loans.session_path
         for session in reader_directories(self.disk, self.places):
@@ -272,6 +280,8 @@ class Directory(BlobSet):
                     keys.update(self.versions.read(version, session).keys)
                 except CheckpointNotFoundError:  # the reader has gone meanwhile
                     pass
+                except CorruptCheckpointError:
+                    return None
         return keys
 
     # -------------------------------------------------------------------------- removing
@@ -309,6 +319,8 @@ class Directory(BlobSet):
         if not keys or self._unreadable:
             return 0
         read = self._keys_of_readers()
+        if read is None:
+            return 0
         removed = 0
         for key in keys:
             with self._change(key):

@@ -1,0 +1,1 @@
+"""The commands that look into tracked directories: ``ls``, ``info``, ``verify``, ``export``, ``gc``."""
