@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ def main(path: str) -> None:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in report["benchmarks"]:
         params = row.get("params") or {}
-        what = ", ".join(str(v) for v in params.values() if v != row["name"])
+        what = ", ".join(str(v) for k, v in params.items() if k != "who" and v != row["name"])
         group = row["group"] if "checksum" in row["group"] else f"{row['group']}: {what}".rstrip(": ")
         groups.setdefault(group, []).append(row)
     for group, rows in groups.items():
@@ -29,18 +31,32 @@ def _print_group(title: str, rows: list[dict[str, Any]]) -> None:
     print(title)
     print("~" * len(title))
     print()
-    ours = next((r["stats"]["median"] for r in rows if "fbcache" in r["name"]), rows[0]["stats"]["median"])
+    turns: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        turns.setdefault(_name(row), []).append(row)
+    medians = {name: statistics.median(row["stats"]["median"] for row in turns[name]) for name in turns}
+    ours = next((medians[name] for name in medians if "fbcache" in name), next(iter(medians.values())))
     print(".. list-table::\n   :header-rows: 1\n")
     extras = list(dict.fromkeys(key for row in rows for key in row["extra_info"]))
     _print_row(["who", "median", "of fbcache's", *extras])
-    for row in sorted(rows, key=lambda r: float(r["stats"]["median"])):
-        name = row["name"].removeprefix("test_").partition("[")[0].replace("_", " ")
-        if row["name"].startswith("test_checksum"):
-            name = next(iter(row["params"].values()))
-        median = row["stats"]["median"]
-        figures = [_figure(row["extra_info"].get(key)) for key in extras]
-        _print_row([name, _duration(median), f"{median / ours:.2f}", *figures])
+    for name, median in sorted(medians.items(), key=lambda item: item[1]):
+        figures = [_median(row["extra_info"].get(key) for row in turns[name]) for key in extras]
+        _print_row([name, _duration(median), f"{median / ours:.2f}", *map(_figure, figures)])
     print()
+
+
+def _name(row: dict[str, Any]) -> str:
+    """Who was measured: what the parameter says, or else the test's name."""
+    if who := (row.get("params") or {}).get("who"):
+        return str(who).partition(", turn")[0]
+    if row["name"].startswith("test_checksum"):
+        return str(next(iter(row["params"].values())))
+    return str(row["name"].removeprefix("test_").partition("[")[0].replace("_", " "))
+
+
+def _median(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return statistics.median(known) if known else None
 
 
 def _print_row(cells: list[str]) -> None:

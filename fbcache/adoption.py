@@ -7,11 +7,13 @@ Guarantees
   Adopting a key again shares the token, and with it the blob; the entries are as separate as two puts.
 - A token whose last share has gone is revived if its blob's deletion has not begun. If it has, the
   adoption waits for its end, so that a late deletion never takes the new loan away.
-- Adopting many entries happens at one instant, or not at all.
+- Adopting many entries happens at one instant, or not at all. What an interrupt kept from being released
+  is given back when the adoptee is collected (invariant 7).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -43,9 +45,11 @@ class Adoptee:
         The entry, once it is there; owned as by a handle.
     former : Entry or None
         What had the name before; kept alive as by a handle.
+    lost : deque of Entry
+        Where the pool hears of owners that were collected.
     """
 
-    __slots__ = ("entry", "former", "loan", "name", "nbytes", "token", "used")
+    __slots__ = ("entry", "former", "loan", "lost", "name", "nbytes", "token", "used")
 
     def __init__(self, name: Hashable, token: Token, nbytes: int, loan: Loan | None) -> None:
         self.name = name
@@ -55,6 +59,12 @@ class Adoptee:
         self.used = False
         self.entry: Entry | None = None
         self.former: Entry | None = None
+        self.lost: deque[Entry] = deque()
+
+    def __del__(self) -> None:
+        for owned in (getattr(self, "entry", None), getattr(self, "former", None)):
+            if owned is not None:
+                self.lost.append(owned)
 
 
 class Adoption(Captures):
@@ -91,31 +101,31 @@ class Adoption(Captures):
         return None
 
     def _adopt_one(self, adoptee: Adoptee, borrow: Callable[[UUID, Loan], None] | None) -> None:
-        key = adoptee.token.key
-        entry = Entry(MISSING, adoptee.nbytes)
+        key, loan = adoptee.token.key, adoptee.loan
         token = self.known.get(key)
+        entry = Entry(MISSING, adoptee.nbytes)
+        entry.state = State.SPILLED
+        entry.key = key
         if token is None:
             token = adoptee.token
-            if borrow is not None and adoptee.loan is not None:
-                adoptee.used = True
-                borrow(key, adoptee.loan)
+            token.shares = 0
+            lend = borrow is not None and loan is not None
+            if borrow is not None and loan is not None:
+                borrow(key, loan)
+            # Straight line: until `used` is set the loan is its maker's to release.
             self.known[key] = token
+            adoptee.used = lend
         elif token.shares == 0:
-            self._deletions.remove(token)
-        else:
-            token.shares += 1
-            entry.token = token
-        if entry.token is None:
-            # Straight line.
-            token.shares = 1
-            entry.token = token
+            place = self._deletions.index(token)
+            del self._deletions[place]
+        # Straight line, from the ends of both branches on.
+        token.shares += 1
+        entry.token = token
+        entry.handles = 1
+        adoptee.lost = self.lost_handles
+        adoptee.entry = entry
         if adoptee.token.allow_pickle:
             token.allow_pickle = True
-        # Straight line.
-        entry.key = key
-        entry.state = State.SPILLED
-        entry.handles = 1
-        adoptee.entry = entry
         self.entries.add(entry)
 
     def release_adoptee(self, adoptee: Adoptee) -> None:

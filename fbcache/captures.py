@@ -7,10 +7,11 @@ Guarantees
 - No writer waits for a save. One that comes while the content is in memory only copies it first: the copy
   goes into an entry of its own, which nobody but the captures owns, and the writer goes on.
 - A captured entry that is deleted lives on until its blob is written.
-- Whatever ends a save, :meth:`Captures.release_capture` gives back all that the capture has.
+- Whatever ends a save, :meth:`Captures.release_capture` gives back all that the capture has; and what an
+  interrupt kept from being released is given back when the capture is collected (invariant 7).
 
-An entry refers to its captures by a linked list, so that adding one, moving one to the copy and taking
-one out are straight lines of stores (:mod:`fbcache.entry`). All of it is guarded by the pool's lock.
+An entry refers to what its captures want by a linked list, so that adding one, moving one to the copy and
+taking one out are straight lines of stores (:mod:`fbcache.entry`). All of it is guarded by the pool's lock.
 
 Values that are only captured are written in turn with those that must leave memory, so that neither
 waits for all of the others, and they keep their place in the order of eviction.
@@ -19,7 +20,7 @@ waits for all of the others, and they keep their place in the order of eviction.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,23 +32,24 @@ from fbcache.waiting import Answer, current_owner, runs_on
 from fbcache.workers import Workers
 
 
-class Capture(Answer):
-    """One version of an entry's content, for as long as a save needs it.
+class Want(Answer):
+    """A capture's place among those that need one version of an entry's content.
 
     Woken when it has its share of the blob, or with the error that the write came to.
 
     Attributes
     ----------
     source : Entry or None
-        The entry whose blob is waited for; it counts this capture among its handles.
+        The entry whose blob is waited for; it counts this among its handles.
     token : Token or None
-        The blob, once there is one; the capture has a share of it.
+        The blob, once there is one, with a share of it.
     nbytes : int
         The value's size in memory.
-    next : Capture or None
+    next : Want or None
         The next one of the same entry.
     then : callable or None
         Called once it is woken, under the pool's lock: no more than handing a job to the workers.
+        An interrupt may have it called twice.
     """
 
     __slots__ = ("nbytes", "next", "source", "then", "token")
@@ -58,14 +60,57 @@ class Capture(Answer):
         self.source: Entry | None = None
         self.token: Token | None = None
         self.nbytes = entry.nbytes
-        self.next: Capture | None = None
+        self.next: Want | None = None
 
     def wake(self, error: BaseException | None = None) -> None:
         """Let the sleeper go on, and have done what is to be done then."""
         super().wake(error)
-        then, self.then = self.then, None
+        then = self.then
         if then is not None:
             then()
+            self.then = None
+
+
+class Capture:
+    """One version of an entry's content, for as long as a save needs it."""
+
+    __slots__ = ("_captures", "want")
+
+    def __init__(self, want: Want, captures: Captures) -> None:
+        self._captures = captures
+        self.want: Want | None = want
+
+    def __del__(self) -> None:
+        want: Want | None = getattr(self, "want", None)
+        if want is not None:
+            captures = self._captures
+            captures.lost_wants.append(want)
+            captures.call_reaper()
+
+    @property
+    def token(self) -> Token | None:
+        """The blob, once there is one."""
+        return None if self.want is None else self.want.token
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a blob, or an error."""
+        return self.want is None or self.want.done
+
+    @property
+    def nbytes(self) -> int:
+        """The size in memory of the value that is captured, known exactly once there is a blob."""
+        return 0 if self.want is None else self.want.nbytes
+
+    def wait(self) -> None:
+        """Block this thread until there is a blob, or an error."""
+        if self.want is not None:
+            self.want.wait()
+
+    def raise_error(self) -> None:
+        """Raise the error that the write came to, if it failed."""
+        if self.want is not None:
+            self.want.raise_error()
 
 
 class Captures(Budget):
@@ -75,7 +120,8 @@ class Captures(Budget):
         self, budget: int, policy: Policy[Entry], workers: Workers, mend: Callable[[Any], None]
     ) -> None:
         super().__init__(budget, policy, workers, mend)
-        self.wanted: deque[Entry] = deque()  # to be written for captures only
+        self.wanted: OrderedDict[Entry, None] = OrderedDict()  # to be written for captures
+        self.lost_wants: deque[Want] = deque()  # appended to by finalizers
         self._turn_of_wanted = False
 
     def capture(
@@ -94,33 +140,59 @@ class Captures(Budget):
         for entry in entries:
             if entry.state is State.DROPPED:
                 raise KeyError("an entry was deleted before it could be saved")
-            _refuse_own(entry)
-            capture = Capture(entry, then)
-            into.append(capture)
+            for hold in entry.abandoned() if entry.held else ():
+                hold.withdraw()
             token = entry.token
+            if token is None:
+                _refuse_to_wait(entry)
+            want = Want(entry, then)
+            into.append(Capture(want, self))
             if token is not None:
                 # Straight line.
                 token.shares += 1
-                capture.token = token
-                capture.done = True
-                capture.wake()
+                want.token = token
+                want.done = True
+                want.wake()
             else:
                 # Straight line.
-                capture.next = entry.captures
-                entry.captures = capture
+                want.next = entry.captures
+                entry.captures = want
                 entry.handles += 1
-                capture.source = entry
+                want.source = entry
                 self.attend(entry)
 
     def release_capture(self, capture: Capture) -> None:
-        """Give up what the capture has."""
-        entry, token = capture.source, capture.token
+        """Give up what the capture has. A second call does nothing."""
+        want = capture.want
+        if want is not None:
+            self._release(want)
+            capture.want = None
+
+    def _release(self, want: Want) -> None:
+        entry, token = want.source, want.token
         if token is not None:
-            capture.token = None
-            self.release_token(token)
-        elif entry is not None:
-            self._take_out(entry, capture)
+            # Straight line, so that no share is lost; `release_token`, written out.
+            want.token = None
+            token.shares -= 1
+            if token.shares == 0 and not self.closed:
+                self._deletions.append(token)
+                self._workers.submit(self.delete_job)
+        if entry is not None:
+            self._take_out(entry, want)
+            if entry.captures is None:
+                self.wanted.pop(entry, None)
             self.disown(entry)
+
+    def call_reaper(self) -> None:
+        """Have the workers release what finalizers have reported."""
+        self._workers.submit(self.reap)
+
+    def _reap(self) -> None:
+        super()._reap()
+        while self.lost_wants:
+            want = self.lost_wants[0]
+            self._release(want)
+            del self.lost_wants[0]
 
     def attend(self, entry: Entry) -> None:
         """Give the entry's captures its blob, or have that written, if they wait for it."""
@@ -128,64 +200,70 @@ class Captures(Budget):
             return
         if entry.token is not None:
             self.give_captures(entry, entry.token)
-        elif entry.state is State.RESIDENT and entry.writer is None:
-            self.wanted.append(entry)
+        elif entry.state is State.RESIDENT and entry.writer is None and entry not in self.wanted:
+            self.wanted[entry] = None
             self._workers.submit(self.write_job)
 
     def give_captures(self, entry: Entry, token: Token) -> None:
         """Give each capture of ``entry`` a share of its blob."""
-        while (capture := entry.captures) is not None:
+        while (want := entry.captures) is not None:
+            if want.token is None:
+                # Straight line.
+                token.shares += 1
+                want.token = token
+                want.nbytes = entry.nbytes
+                want.done = True
+            want.wake()
             # Straight line.
-            entry.captures = capture.next
+            entry.captures = want.next
             entry.handles -= 1
-            capture.next = capture.source = None
-            token.shares += 1
-            capture.token = token
-            capture.done = True
-            capture.wake()
+            want.next = want.source = None
 
     def fail_captures(self, entry: Entry, error: BaseException | None) -> bool:
         """Let each capture of ``entry`` hear that there is no blob; whether there was one to hear it."""
+        if entry.stuck and entry.order is not None:
+            entry.order.remove(entry)  # evicting it would fail too
         heard = entry.captures is not None
-        while (capture := entry.captures) is not None:
+        while (want := entry.captures) is not None:
+            want.wake(error)
             # Straight line.
-            entry.captures = capture.next
+            entry.captures = want.next
             entry.handles -= 1
-            capture.next = capture.source = None
-            capture.error = error
-            capture.done = True
-            capture.wake()
+            want.next = want.source = None
         return heard
 
     def separate(self, entry: Entry, twin: Entry) -> None:
-        """Move the captures of ``entry``, which is about to be changed, to ``twin``, a copy of it."""
+        """Move the captures of ``entry``, which is about to be changed, to ``twin``, a copy of it.
+
+        The copy's key is its own: the entry keeps its key if its writer gives up, or rolls back, and two
+        blobs of one key would be one file.
+        """
         if entry.captures is None:  # the save has given up
             return
-        twin.key = self.keys.of(entry)
         self.admit(twin)
-        while (capture := entry.captures) is not None:
+        while (want := entry.captures) is not None:
             # Straight line.
-            entry.captures = capture.next
+            entry.captures = want.next
             entry.handles -= 1
-            capture.source = twin
-            capture.next = twin.captures
-            twin.captures = capture
+            want.source = twin
+            want.next = twin.captures
+            twin.captures = want
             twin.handles += 1
         self.attend(twin)
 
-    def _take_out(self, entry: Entry, capture: Capture) -> None:
+    def _take_out(self, entry: Entry, want: Want) -> None:
         before, this = None, entry.captures
-        while this is not None and this is not capture:
+        while this is not None and this is not want:
             before, this = this, this.next
         if this is None:
             return
         # Straight line.
         if before is None:
-            entry.captures = capture.next
+            entry.captures = want.next
         else:
-            before.next = capture.next
+            before.next = want.next
         entry.handles -= 1
-        capture.source = None
+        want.next = want.source = None
 
     def next_to_write(self) -> Entry | None:
         """Take the next entry that is to be written: for captures and for eviction in turn."""
@@ -197,7 +275,7 @@ class Captures(Budget):
 
     def _pop_wanted(self) -> Entry | None:
         while self.wanted:
-            entry = self.wanted.popleft()
+            entry = self.wanted.popitem(last=False)[0]
             if entry.captures is not None and entry.state is State.RESIDENT and entry.writer is None:
                 if entry.order is self.queued:
                     self.queued.remove(entry)
@@ -217,12 +295,15 @@ class Captures(Budget):
         super().resume()
         for entry in list(self.entries):
             self.attend(entry)
+        for _ in self.wanted:
+            self._workers.submit(self.write_job)
 
     def unpinned(self, entry: Entry) -> None:
         """Go on after the last guard has left, its bytes no longer counted as pinned."""
         super().unpinned(entry)
         if entry.held:  # by those who waited; what was changed may be written while they read
             self.attend(entry)
+        self.disown(entry)  # what was given back may have been its captures' only
 
     def settle(self, entry: Entry) -> None:
         """Find an unpinned entry its place, and come back to the budget."""
@@ -230,16 +311,18 @@ class Captures(Budget):
         super().settle(entry)
 
 
-def _refuse_own(entry: Entry) -> None:
-    """Raise DeadlockError if waiting for the entry's writer would never end."""
+def _refuse_to_wait(entry: Entry) -> None:
+    """Raise DeadlockError if waiting for the entry's writers would never end."""
     writer = entry.writer
-    if writer is None:
-        return
-    loop = asyncio._get_running_loop()
-    if writer.owner == current_owner():
+    if writer is not None and writer.owner == current_owner():
         raise DeadlockError(f"{entry!r} is held for writing by the caller; leave its guard first")
-    if loop is not None and runs_on(writer.owner, loop):
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        return
+    # One in line may be let in before the value is written, and could not go on then.
+    waiting = [w.hold for w in entry.waiters or () if w.exclusive]
+    if any(hold is not None and runs_on(hold.owner, loop) for hold in (writer, *waiting)):
         raise DeadlockError(
-            f"{entry!r} is held for writing by a task of this event loop, which saving would block; "
-            "save through asyncio.to_thread"
+            f"{entry!r} is held for writing, or waited for, by a task of this event loop, which saving "
+            "would block; save through asyncio.to_thread"
         )

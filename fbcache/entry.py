@@ -36,7 +36,7 @@ from fbcache.lru import Node
 from fbcache.waiting import Answer, Hold, Owner, Waiter, runs_on
 
 if TYPE_CHECKING:
-    from fbcache.captures import Capture
+    from fbcache.captures import Want
 
 
 class State(IntEnum):
@@ -189,8 +189,8 @@ class Entry(Node):
         Who waits for a load to end.
     requests : list of Answer or Future, or None
         Who waits for its blob to be written.
-    captures : Capture or None
-        The first of those who need this version of the content for a save.
+    captures : Want or None
+        The first of those that need this version of the content for a save.
     stuck : bool
         Whether this version could not be encoded, so that it stays in memory.
     ghost : Ghost or None
@@ -239,7 +239,7 @@ class Entry(Node):
         self.waiters: deque[Waiter] | None = None
         self.watchers: list[Waiter] | None = None
         self.requests: list[Answer | Future[None]] | None = None
-        self.captures: Capture | None = None
+        self.captures: Want | None = None
         self.stuck = False
         self.ghost: Ghost | None = None
 

@@ -47,6 +47,11 @@ class Workers:
         """Whether this is one of the threads, which must not wait for a job (invariant 6)."""
         return threading.current_thread() in self._threads
 
+    @property
+    def ended(self) -> bool:
+        """Whether no thread is left, so that a job which has not begun never will."""
+        return self._stopping and not any(thread.is_alive() for thread in self._threads)
+
     def stop(self) -> None:
         """End the threads after the jobs that were submitted before. Does not wait."""
         with self._growing:

@@ -397,7 +397,7 @@ def test_as_a_process_without_a_terminal(home: Path) -> None:
 
 
 def test_a_signal_to_the_process_leaves_no_files(home: Path) -> None:
-    child = process("demo", "--memory", "1MB", "--data", "500MB", home=home.parent, start_new_session=True)
+    child = process("demo", "--memory", "1MB", "--data", "100MB", home=home.parent, start_new_session=True)
     assert child.stderr is not None
     for line in child.stderr:
         if line.startswith("multiplying"):

@@ -5,6 +5,7 @@ Guarantees
 - At most as many jobs run at once as the pool has I/O threads; no job waits for another (invariant 6).
 - However the wait ends, an interrupt included, no job is running any more: those that had
   not begun are not begun.
+- When the pool is closed meanwhile, the jobs that its threads have left run in the caller's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fbcache.store.syncing import Job, one_by_one
-from fbcache.waiting import Waiter
+from fbcache.waiting import LOOK_UP, Waiter
 from fbcache.workers import Workers
 
 
@@ -33,7 +34,7 @@ class FanOut:
             for run in runs:
                 self._workers.submit(run.do)
             for run in runs:
-                run.ended.sleep()
+                self._see_ended(run)
         except BaseException:
             for run in runs:
                 run.called_off = True
@@ -42,6 +43,13 @@ class FanOut:
                     run.ended.sleep()
             raise
         return [run.outcome for run in runs]
+
+    def _see_ended(self, run: _Run) -> None:
+        while not run.ended.done:
+            if self._workers.ended and not run.begun:
+                run.do()
+            else:
+                run.ended.sleep(LOOK_UP)
 
 
 class _Run:
@@ -57,6 +65,7 @@ class _Run:
         self.outcome: BaseException | None = None
 
     def do(self) -> None:
+        """Do it, unless it was called off."""
         # `begun` first: who calls off looks at it second.
         self.begun = True
         if not self.called_off:

@@ -15,7 +15,7 @@ from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.saver import Source, bring_one
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of
 from fbcache.entry import Entry
-from fbcache.errors import PickleRefusedError
+from fbcache.errors import CorruptBlobError, PickleRefusedError, StorageError, UnsupportedTypeError
 
 
 def persist(
@@ -30,11 +30,8 @@ def persist(
     captures: list[Capture] = []
     try:
         source.residency.run(source.residency.capture, [entry], captures)
-        capture = captures[0]
-        capture.wait()
-        capture.raise_error()
-        with directory.writing():
-            return _bring_in(source, directory, entry, capture, allow_pickle)
+        captures[0].wait()
+        return _finish(source, directory, entry, captures[0], allow_pickle)
     finally:
         _release(source, captures)
 
@@ -53,15 +50,17 @@ def spawn_persist(
 
     def finish() -> None:
         try:
-            captures[0].raise_error()
-            with directory.writing():
-                key = _bring_in(source, directory, entry, captures[0], allow_pickle)
+            mine = [captures.pop()]  # a second call finds none
+        except IndexError:
+            return
+        try:
+            key = _finish(source, directory, entry, mine[0], allow_pickle)
         except BaseException as error:
+            _release(source, mine)
             future.set_exception(error)
         else:
+            _release(source, mine)
             future.set_result(key)
-        finally:
-            _release(source, captures)
 
     future.set_running_or_notify_cancel()
     try:
@@ -73,12 +72,26 @@ def spawn_persist(
     return future
 
 
+def _finish(source: Source, directory: Directory, entry: Entry, capture: Capture, allow_pickle: bool) -> UUID:
+    """Bring in what was captured, which has its blob by now, or the error that writing it came to."""
+    try:
+        capture.raise_error()
+        with directory.writing():
+            return _bring_in(source, directory, entry, capture, allow_pickle)
+    except (CorruptBlobError, StorageError, UnsupportedTypeError) as error:
+        source.residency.check_open()  # the blob went with the pool
+        error.add_note(f"while persisting {entry!r}")
+        raise
+
+
 def _bring_in(
     source: Source, directory: Directory, entry: Entry, capture: Capture, allow_pickle: bool
 ) -> UUID:
     token = capture.token
     assert token is not None
     claimed: list[UUID] = []
+    # First: whoever finds the blob there, and registers it, is to share the token.
+    source.residency.run(source.residency.know, [token])
     try:
         (blob,) = directory.claim([token.key], claimed)
         if blob is None:
@@ -91,7 +104,6 @@ def _bring_in(
                 path,
             )
         directory.pin(token.key)
-        source.residency.run(source.residency.know, [token])
     finally:
         directory.disclaim(claimed)
     return token.key
@@ -99,5 +111,4 @@ def _bring_in(
 
 def _release(source: Source, captures: list[Capture]) -> None:
     while captures:
-        source.residency.run(source.residency.release_capture, captures[-1])
-        captures.pop()
+        source.residency.run(source.residency.release_capture, captures.pop())

@@ -63,28 +63,24 @@ def restore(
 ) -> Checkpoint:
     """Bring a checkpoint's entries into ``pool``; see ``FBPool.restore``."""
     pool.residency.check_open()
+    wanted = None if names is None else check_names(names)
     with Meter(progress, f"restore {directory.root}") as meter:
-        held, manifest = hold(directory, version, tag, before)
-        try:
-            chosen = _choose(manifest, names, directory)
-            _refuse_pickle(manifest, chosen, allow_pickle)
-            meter.begin(sum(manifest.blobs[row].nbytes for row in chosen))
-            adoptees = [_adoptee(directory, held, manifest, row, allow_pickle) for row in chosen]
-            directory.loans.borrow_all(held, [adoptee.token.key for adoptee in adoptees])
+        for _ in range(_ATTEMPTS):
+            held, manifest = hold(directory, version, tag, before)
             try:
-                _take_in(pool, adoptees, replace)
+                rows = _choose(manifest, wanted, directory)
+                _refuse_pickle(manifest, rows, allow_pickle)
+                if _bring(pool, directory, manifest, rows, replace, allow_pickle, meter):
+                    return Checkpoint.of(manifest, directory.root)
             finally:
-                _return_unused(adoptees)
-            meter.end()
-        finally:
-            directory.loans.let_go_of_version(held)
-    return Checkpoint.of(manifest, directory.root)
+                directory.loans.let_go_of_version(held)
+    raise _too_fast(directory)
 
 
 def hold(
     directory: Directory, version: int | None, tag: str | None, before: float | datetime | None
 ) -> tuple[int, Manifest]:
-    """Choose a checkpoint and keep it from being removed, until ``loans.let_go_of_version``."""
+    """Choose a checkpoint and keep it from being removed by others, until ``loans.let_go_of_version``."""
     for _ in range(_ATTEMPTS):
         chosen = directory.versions.choose(version, tag, before)
         try:
@@ -98,7 +94,49 @@ def hold(
         except BaseException:
             directory.loans.let_go_of_version(chosen)
             raise
-    raise CheckpointNotFoundError(f"checkpoints of {directory.root} are removed faster than they are read")
+    raise _too_fast(directory)
+
+
+def _too_fast(directory: Directory) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(f"checkpoints of {directory.root} are removed faster than they are read")
+
+
+def _bring(
+    pool: Target,
+    directory: Directory,
+    manifest: Manifest,
+    rows: Sequence[int],
+    replace: bool,
+    allow_pickle: bool,
+    meter: Meter,
+) -> bool:
+    """Make entries of those rows; False if the checkpoint has gone before its blobs were held."""
+    version = manifest.head.version
+    adoptees = [_adoptee(directory, version, manifest, row, allow_pickle) for row in rows]
+    directory.loans.borrow_all(version, [adoptee.token.key for adoptee in adoptees])
+    try:
+        # A writer of this process may have looked for loans just before.
+        if not directory.versions.has(version):
+            return False
+        meter.begin(sum(manifest.blobs[row].nbytes for row in rows))
+        meter.end()  # what the caller's function raises comes before any change
+        _take_in(pool, adoptees, replace)
+    finally:
+        _return_unused(adoptees)
+    return True
+
+
+def check_names(names: Iterable[Hashable]) -> list[Hashable]:
+    """Return the names that a caller asks for, each once.
+
+    Raises
+    ------
+    TypeError
+        It is one name: the letters of a text are hardly what is meant.
+    """
+    if isinstance(names, (str, bytes)):
+        raise TypeError(f"names is a list of names, not one name: pass [{names!r}]")
+    return list(dict.fromkeys(names))
 
 
 def _choose(manifest: Manifest, names: Iterable[Hashable] | None, directory: Directory) -> Sequence[int]:
@@ -107,7 +145,7 @@ def _choose(manifest: Manifest, names: Iterable[Hashable] | None, directory: Dir
         return range(manifest.head.count)
     rows = {name: row for row, name in enumerate(manifest.names)}
     chosen = []
-    for name in dict.fromkeys(names):
+    for name in names:
         if name not in rows:
             raise KeyError(f"version {manifest.head.version} in {directory.root} has no entry named {name!r}")
         chosen.append(rows[name])
@@ -133,9 +171,7 @@ def refuse_pickle(name: Hashable, pickled: str) -> None:
     )
 
 
-def _adoptee(
-    directory: Directory, version: int, manifest: Manifest, row: int, allow_pickle: bool
-) -> Adoptee:
+def _adoptee(directory: Directory, version: int, manifest: Manifest, row: int, allow_pickle: bool) -> Adoptee:
     blob, key = manifest.blobs[row], manifest.keys[row]
     loan = CheckpointLoan(directory.loans, version, key, blob.digest, blob.disk_bytes)
     return Adoptee(manifest.names[row], _token(key, blob, allow_pickle), blob.nbytes, loan)
@@ -177,7 +213,7 @@ def _linked(directory: Directory, key: UUID, name: Hashable, allow_pickle: bool)
         raise storage_error("read", directory.places.blob(key), error, directory.disk) from error
     loan = LinkedLoan(directory.loans, key, path, None, 0)
     try:
-        header = read_header(directory.disk, key, path)
+        header = read_header(directory.disk, key, path, directory.places.blob(key))
         if header.pickled is not None and not allow_pickle:
             refuse_pickle(key if name is MISSING else name, header.pickled)
         loan.digest = header.digest
@@ -188,10 +224,20 @@ def _linked(directory: Directory, key: UUID, name: Hashable, allow_pickle: bool)
     return Adoptee(name, _token(key, header, allow_pickle), header.nbytes, loan)
 
 
-def read_header(disk: Disk, key: UUID, path: str) -> Blob:
-    """Return what a blob's header says; its payload's length stands for the value's size."""
+def read_header(disk: Disk, key: UUID, file: str, path: str) -> Blob:
+    """Return what the header in ``file`` says; its payload's length stands for the value's size.
+
+    Errors name ``path``.
+
+    Raises
+    ------
+    CorruptBlobError
+        It is damaged.
+    StorageError
+        It could not be read.
+    """
     try:
-        fd = disk.open(path, _READ)
+        fd = disk.open(file, _READ)
         try:
             header = BlobFile(disk, fd, key, path).header()
         finally:
@@ -301,5 +347,3 @@ def _return_unused(adoptees: Iterable[Adoptee]) -> None:
     for adoptee in adoptees:
         if not adoptee.used and adoptee.loan is not None:
             adoptee.loan.release()
-
-

@@ -17,7 +17,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from fbcache.checkpoint.places import Places, Shard, is_new_manifest, is_shard, version_of
+from fbcache.checkpoint.places import OWN, Places, Shard, is_new_manifest, is_shard, version_of
 from fbcache.store.disk import Disk
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -88,7 +88,30 @@ def look_through(disk: Disk, places: Places) -> Contents:
     for _, shard in shards(disk, places, contents.foreign):
         contents.blobs.update(shard.blobs)
         contents.pins.update(shard.pins)
+    if OWN in contents.foreign:
+        contents.foreign.remove(OWN)
+        contents.foreign.extend(_foreign_in_own(disk, places))
     return contents
+
+
+def _foreign_in_own(disk: Disk, places: Places) -> Iterator[str]:
+    """Go through what lies beside the lock, the manifests and the readers' sessions, and is not ours."""
+    for directory, is_ours in (
+        (places.own, {places.lock, places.checkpoints, places.readers}.__contains__),
+        (places.checkpoints, lambda path: _is_manifest(os.path.basename(path))),
+        (places.readers, lambda path: os.path.basename(path).startswith("session-")),
+    ):
+        try:
+            names = disk.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for name in sorted(names):
+            if not is_ours(f"{directory}/{name}"):
+                yield os.path.relpath(f"{directory}/{name}", places.root)
+
+
+def _is_manifest(name: str) -> bool:
+    return version_of(name) is not None or is_new_manifest(name)
 
 
 def sweep(

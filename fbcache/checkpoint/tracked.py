@@ -21,7 +21,7 @@ from fbcache.checkpoint.registry import directory_at
 from fbcache.checkpoint.saver import Checkpoint, Saver
 from fbcache.checkpoint.scanning import Swept, look_through
 from fbcache.checkpoint.verifying import VerifyReport, verify
-from fbcache.checkpoint.versions import check_tag
+from fbcache.checkpoint.versions import number_of
 from fbcache.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -229,11 +229,10 @@ class TrackedDirectory:
         """
         directory = self._writable()
         with directory.turn():
-            if isinstance(version_or_tag, int):
-                version = directory.versions.choose(version_or_tag, None, None)
-            else:
-                check_tag(version_or_tag)
+            if isinstance(version_or_tag, str):
                 version = directory.versions.choose(None, version_or_tag, None)
+            else:
+                version = directory.versions.choose(number_of(version_or_tag), None, None)
             return directory.withdraw([version])
 
     @contextmanager

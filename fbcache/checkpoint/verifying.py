@@ -16,7 +16,6 @@ from itertools import islice
 from uuid import UUID
 
 from fbcache.checkpoint.directory import Directory
-from fbcache.checkpoint.places import OWN
 from fbcache.checkpoint.progress import Meter, Progress
 from fbcache.checkpoint.scanning import look_through
 from fbcache.errors import CheckpointNotFoundError, CorruptBlobError, CorruptCheckpointError
@@ -101,7 +100,7 @@ def verify(directory: Directory, ignored: frozenset[str], progress: Progress) ->
                 continue
             damaged.append(Damage(damage.path, damage.reason, key, tuple(users.get(key, ()))))
         meter.end()
-    foreign = [path for path in contents.foreign if path != OWN and not _is_ignored(path, ignored)]
+    foreign = [path for path in contents.foreign if not _is_ignored(path, ignored)]
     return VerifyReport(len(keys) - len(gone), sum(sizes.values()), tuple(damaged), tuple(sorted(foreign)))
 
 

@@ -62,8 +62,12 @@ class Versions:
             raise storage_error("read", self._places.checkpoints, error, self._disk) from error
 
     def has(self, version: int) -> bool:
-        """Whether there is such a version."""
-        return self._disk.exists(self._places.manifest(version))
+        """Whether there is such a version, sound or not."""
+        try:
+            self._disk.lstat(self._places.manifest(version))
+        except OSError:
+            return False
+        return True
 
     def read(self, version: int, directory: str | None = None) -> Manifest:
         """Return the manifest of ``version``, from a link to it in ``directory`` if that is given.
@@ -77,20 +81,24 @@ class Versions:
         StorageError
             It could not be read.
         """
-        path = f"{directory or self._places.checkpoints}/{manifest_name(version)}"
-        with self._opened(path, version) as fd:
-            raw = self._read(fd, path, self._size(fd, path))
+        file = path = self._places.manifest(version)
+        if directory is not None:
+            file = f"{directory}/{manifest_name(version)}"
+            if not self.has(version):
+                path = file  # errors name the manifest itself while there is one
+        with self._opened(file, path, version) as fd:
+            raw = self._read(fd, self._size(fd, path))
         return unpack(raw, path=path, version=version)
 
     def head(self, version: int) -> Head:
         """Return what the manifest of ``version`` says of itself; errors are those of :meth:`read`."""
         path = self._places.manifest(version)
-        with self._opened(path, version) as fd:
+        with self._opened(path, path, version) as fd:
             size = self._size(fd, path)
-            raw = self._read(fd, path, min(size, _HEAD_GUESS))
+            raw = self._read(fd, min(size, _HEAD_GUESS))
             length = head_size(raw, path=path)
             if len(raw) < length <= size:
-                raw = self._read(fd, path, length)
+                raw = self._read(fd, length)
             head = unpack_head(raw, path=path)
         if head.version != version:
             raise CorruptCheckpointError(f"it is the manifest of version {head.version}", path=path)
@@ -162,9 +170,9 @@ class Versions:
         return CheckpointNotFoundError(f"{message}; its newest versions are {there}" if there else message)
 
     @contextmanager
-    def _opened(self, path: str, version: int) -> Iterator[int]:
+    def _opened(self, file: str, path: str, version: int) -> Iterator[int]:
         try:
-            fd = self._disk.open(path, _READ)
+            fd = self._disk.open(file, _READ)
         except FileNotFoundError:
             raise self._not_found(f"version {version} is gone") from None
         except OSError as error:
@@ -184,10 +192,9 @@ class Versions:
             raise CorruptCheckpointError("something else than a file is in its place", path=path)
         return status.st_size
 
-    def _read(self, fd: int, path: str, size: int) -> bytes:
-        raw = bytearray(size)
-        length = read_all(self._disk, fd, [memoryview(raw)], 0)
-        return bytes(memoryview(raw)[:length])
+    def _read(self, fd: int, size: int) -> memoryview:
+        raw = memoryview(bytearray(size))
+        return raw[: read_all(self._disk, fd, [raw], 0)].toreadonly()
 
     # --------------------------------------------------------------------------- changing
 
