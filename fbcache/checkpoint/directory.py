@@ -350,7 +350,8 @@ class Directory(BlobSet):
     def manifests(self) -> dict[int, Manifest]:
         """Return what is known of each version, by number, oldest first."""
         with self._lock:
-            return dict(sorted(self._manifests.items()))
+            there = {v: m for v, m in self._manifests.items() if v not in self.versions.in_doubt}
+        return dict(sorted(there.items()))
 
     def publish(self, manifest: Manifest) -> None:
         """Commit a checkpoint whose blobs are durable.
@@ -374,6 +375,7 @@ class Directory(BlobSet):
             if version not in self.versions.in_doubt and not self.disk.exists(self.places.manifest(version)):
                 self._forget_manifests([version])
             raise
+        self._remove(self._settled())
 
     def _check_tenure(self) -> None:
         """Make sure that nobody else can be writing, as they can when the lock's file was removed."""
@@ -399,8 +401,12 @@ class Directory(BlobSet):
         if not versions:
             return 0
         self.versions.withdraw(sorted(versions))
+        return self._remove(self._settled() | self._forget_manifests(versions))
+
+    def _settled(self) -> set[UUID]:
+        """Count those no longer of which it is durable by now that they are gone; return the keys set free."""
         settled, self.versions.in_doubt = self.versions.in_doubt, set()
-        return self._remove(self._forget_manifests({*versions, *settled}))
+        return self._forget_manifests(settled)
 
     def _forget_manifests(self, versions: Collection[int]) -> set[UUID]:
         """Count manifests no longer; return the keys that no other refers to."""

@@ -7,7 +7,7 @@ Guarantees:
 
 - A session is reaped only when its owner is known to be dead *and* its lock is free. One of another user is
   left alone, and one without an owner's file is if it is empty: its owner may be making it. One that holds
-  blobs or manifests had an owner, whose file a power loss has taken: there the lock alone tells.
+  blobs or manifests had an owner, whose file a power loss has taken or torn: there the lock alone tells.
 - Only names that fbcache gives are removed (invariant 13), and no symbolic link is followed: from
   the session's directory down everything is done relative to open directories, so that
   nobody who may write to the base can turn it elsewhere.
@@ -21,6 +21,7 @@ by another.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -109,16 +110,18 @@ def _reap_open(directory: int, disk: Disk) -> bool:
         return False
     # First the owner, then the lock: probing it must not get in the way of one who is making a session.
     raw = _read_owner(directory, disk)
-    if raw.strip(b"\0"):
+    torn = _is_torn(raw)
+    if torn:
+        if not _is_filled(directory, disk):
+            return False
+    else:
         owner = Owner.from_bytes(raw)
         if owner is None or not owner.is_dead():
             return False
-    elif not _is_filled(directory, disk):
-        return False
     try:
         lease = disk.open(LEASE, os.O_RDWR | _FILE, dir_fd=directory)
     except FileNotFoundError:
-        if raw.strip(b"\0"):
+        if not torn:
             return False
         _empty_session(directory, disk)  # the power loss has taken the lock's file too
         return True
@@ -143,6 +146,15 @@ def _read_owner(directory: int, disk: Disk) -> bytes:
     finally:
         disk.close(fd)
     return bytes(raw[:length])
+
+
+def _is_torn(raw: bytes) -> bool:
+    """Whether this is no owner's file of any version, but what a power loss leaves of one."""
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _is_filled(directory: int, disk: Disk) -> bool:
