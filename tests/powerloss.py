@@ -376,7 +376,7 @@ def _pass_on(call: str) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: getattr(self._disk, call)(*args, **kwargs)
 
 
-for _call in ("preadv", "fstat", "mmap", "lock", "listdir", "lstat", "exists", "free_bytes"):
+for _call in ("start_writing", "preadv", "fstat", "mmap", "lock", "listdir", "lstat", "exists", "free_bytes"):
     setattr(RecordingDisk, _call, _pass_on(_call))
 
 

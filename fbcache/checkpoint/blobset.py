@@ -6,23 +6,23 @@ Guarantees
   survive a power loss.
 - A blob whose fsync failed is never synced again: it is copied into a new file first, with its
   checksums verified.
-- A key that is claimed is not removed.
+- The files of one key are changed by one at a time.
 
-``_lock`` guards the sets and counters, and is never held during I/O. A key whose files are being changed is
-in ``_changing``, and others who want to change it wait for that; whoever has one key waits for no other.
+``_lock`` guards the sets and counters, and is never held during I/O. Who changes the files of a key holds the
+right to it in ``_changing``, and waits for no other while he does.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeAlias
 from uuid import UUID
 
 from fbcache.checkpoint.manifest import Blob
 from fbcache.checkpoint.places import Places
+from fbcache.checkpoint.rights import Rights
 from fbcache.codec.frames import Frames
 from fbcache.codec.layout import pack
 from fbcache.errors import CorruptBlobError
@@ -40,6 +40,9 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 #: Keys whose file failed to become durable: a link to it would carry the failure over.
 _DOUBTFUL: set[UUID] = set()
 
+#: Makes the file of a blob that is not present.
+Fetch: TypeAlias = "Callable[[BlobSet], None]"
+
 
 class BlobSet:
     """Blobs by key, and their files in ``places``."""
@@ -47,9 +50,8 @@ class BlobSet:
     def __init__(self, disk: Disk, places: Places) -> None:
         self.places = places
         self.disk = disk
-        self._lock = threading.Condition(threading.Lock())
-        self._changing: set[UUID] = set()
-        self._claimed: Counter[UUID] = Counter()
+        self._lock = threading.Lock()
+        self._changing: Rights[UUID] = Rights()
         self._present: dict[UUID, Blob | None] = {}
         self._pins: set[UUID] = set()
         self._new_pins: set[UUID] = set()  # not durable yet
@@ -72,33 +74,17 @@ class BlobSet:
         """Whether the blob of ``key`` is present: a dictionary look-up."""
         return key in self._present
 
-    def claim(self, keys: Iterable[UUID], claimed: list[UUID]) -> list[Blob | None]:
-        """Keep the blobs of ``keys`` from being removed, and return what is known of each.
+    def known(self, key: UUID) -> Blob | None:
+        """Return what is known of the blob of ``key``: a dictionary look-up. ``nbytes`` may be 0."""
+        return self._present.get(key)
 
-        ``claimed`` is extended by those that :meth:`Directory.disclaim` must be called for.
-        """
-        with self._lock:
-            known = []
-            for key in keys:
-                self._claimed[key] += 1
-                claimed.append(key)
-                known.append(self._present.get(key))
-            return known
+    def bring_in(self, key: UUID, fetch: Fetch) -> Blob:
+        """Have the blob of ``key`` here; nothing is done where it is present.
 
-    def _end_claims(self, keys: Iterable[UUID]) -> list[UUID]:
-        """End what :meth:`claim` began; return those keys that nobody claims any more."""
-        with self._lock:
-            free = []
-            for key in keys:
-                self._claimed[key] -= 1
-                if self._claimed[key] <= 0:
-                    del self._claimed[key]
-                    if key in self._present and key not in self._pins:
-                        free.append(key)
-            return free
-
-    def bring_in(self, key: UUID, source: str) -> Blob:
-        """Have the blob file ``source`` here too, under ``key``; nothing where it is present.
+        Parameters
+        ----------
+        fetch : callable
+            Makes its file, by :meth:`link` or :meth:`write`.
 
         Returns
         -------
@@ -112,29 +98,31 @@ class BlobSet:
         StorageError
             It could not be linked or copied; nothing is left.
         """
-        with self._change(key):
-            known = self._present.get(key)
-            if known is not None:
-                return known
-            if key not in self._present:
-                self._transplant(key, source)
-            blob = self._describe(key)
-            with self._lock:
-                self._present[key] = blob
-            return blob
+        with self._changing.exclusively(key):
+            return self._bring_in(key, fetch)
 
-    def write_in(self, key: UUID, frames: Frames) -> Blob:
-        """Write ``frames``, which come from no file, as the blob of ``key``; else as :meth:`bring_in`."""
-        with self._change(key):
-            known = self._present.get(key)
-            if known is not None:
-                return known
-            if key not in self._present:
-                self._in_shard(key, lambda: self._write(key, frames))
-            blob = self._describe(key)
-            with self._lock:
-                self._present[key] = blob
-            return blob
+    def _bring_in(self, key: UUID, fetch: Fetch) -> Blob:
+        known = self._present.get(key)
+        if known is not None:
+            return known
+        if key not in self._present:
+            fetch(self)
+        blob = self._describe(key)
+        with self._lock:
+            self._present[key] = blob
+        return blob
+
+    def link(self, key: UUID, source: str) -> None:
+        """Give the blob file ``source`` a place here; for ``fetch``."""
+        target, temporary = self.places.blob(key), self.places.temporary(key)
+        if key in _DOUBTFUL:
+            self._in_shard(key, lambda: copy_checked(self.disk, source, target, temporary, key))
+        else:
+            self._in_shard(key, lambda: transplant(self.disk, source, target, temporary))
+
+    def write(self, key: UUID, frames: Frames) -> None:
+        """Write a blob that comes from no file; for ``fetch``."""
+        self._in_shard(key, lambda: self._write(key, frames))
 
     def _write(self, key: UUID, frames: Frames) -> None:
         temporary = self.places.temporary(key)
@@ -148,13 +136,6 @@ class BlobSet:
         except BaseException:
             self._discard(temporary)
             raise
-
-    def _transplant(self, key: UUID, source: str) -> None:
-        target, temporary = self.places.blob(key), self.places.temporary(key)
-        if key in _DOUBTFUL:
-            self._in_shard(key, lambda: copy_checked(self.disk, source, target, temporary, key))
-        else:
-            self._in_shard(key, lambda: transplant(self.disk, source, target, temporary))
 
     def _in_shard(self, key: UUID, make: Callable[[], object]) -> None:
         """Call ``make``, with the shard made first if it is missing."""
@@ -177,24 +158,24 @@ class BlobSet:
             fd = self.disk.open(path, _READ)
             try:
                 header = BlobFile(self.disk, fd, key, path).header()
+                self.disk.start_writing(fd)
             finally:
                 self.disk.close(fd)
         except OSError as error:
             raise storage_error("read", path, error, self.disk) from error
         return Blob(0, header.nbytes, header.codec, header.pickled, header.digest)
 
-    def pin(self, key: UUID) -> None:
-        """Keep the blob of ``key``, which is claimed, until :meth:`delete` is called for it."""
+    def _pin(self, key: UUID) -> None:
+        """Keep the blob of ``key``, whose right the caller has, until it is deleted."""
         if key in self._pins:
             return
-        with self._change(key):
-            try:
-                self.disk.close(self.disk.open(self.places.pin(key), _PIN))
-            except OSError as error:
-                raise storage_error("pin", self.places.blob(key), error, self.disk) from error
-            with self._lock:
-                self._pins.add(key)
-                self._new_pins.add(key)
+        try:
+            self.disk.close(self.disk.open(self.places.pin(key), _PIN))
+        except OSError as error:
+            raise storage_error("pin", self.places.blob(key), error, self.disk) from error
+        with self._lock:
+            self._pins.add(key)
+            self._new_pins.add(key)
 
     def _unlink(self, path: str) -> None:
         try:
@@ -209,20 +190,6 @@ class BlobSet:
             self.disk.unlink(path)
         except OSError:
             pass
-
-    @contextmanager
-    def _change(self, key: UUID) -> Iterator[None]:
-        """Be the only one to change the files of ``key``."""
-        with self._lock:
-            while key in self._changing:
-                self._lock.wait()
-            self._changing.add(key)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._changing.discard(key)
-                self._lock.notify_all()
 
     # ------------------------------------------------------------------------ durability
 
@@ -273,7 +240,7 @@ class BlobSet:
     def _copy_anew(self, key: UUID) -> None:
         """Put a new file in the place of a blob whose fsync failed."""
         path = self.places.blob(key)
-        with self._change(key):
+        with self._changing.exclusively(key):
             try:
                 copy_checked(self.disk, path, path, self.places.temporary(key), key)
             except OSError as error:

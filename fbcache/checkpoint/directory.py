@@ -1,17 +1,18 @@
-"""One tracked directory, as this process has it: the writer's tenure, the keys, and their files.
+"""One tracked directory, as this process has it: the keys, their files, and the manifests that need them.
 
 Guarantees
 ----------
 - All who use one real path in a process share one :class:`Directory`, and so one lock and one key set.
 - What the writer finds on opening is made durable before anything is removed, so that opening
   twice finds the same; then leftovers are swept.
-- A blob is removed only when no manifest, pin, reader, loan or save under way needs it.
+- A blob is removed only when no manifest, pin, reader, loan or save under way needs it. One that was spared
+  for a save or a reader is looked at again whenever others are removed.
 
 Locks
 -----
-``_tenure`` is held while the directory is opened, closed and scanned, and ``_turn`` for a whole save: they
-are what excludes, as the lock file is, and files are touched under them. ``_lock``, of :mod:`.blobset`,
-guards what is known of manifests too. The order is ``_turn``, ``_tenure``, a key's turn, ``_lock``.
+A save has the directory's turn, and the process a tenancy (:mod:`.tenancy`); a key's files are changed under
+the right to the key. ``_lock``, of :mod:`.blobset`, guards what is known of manifests too. The order is turn,
+tenancy, a key's right, ``_lock``.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import warnings
-from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from fbcache.checkpoint.blobset import BlobSet
+from fbcache.checkpoint.blobset import BlobSet, Fetch
 from fbcache.checkpoint.loans import Loans, reader_directories
-from fbcache.checkpoint.lock import Tenure, WriterLock
-from fbcache.checkpoint.manifest import Manifest
+from fbcache.checkpoint.manifest import Blob, Manifest
 from fbcache.checkpoint.places import Places
+from fbcache.checkpoint.rights import Right, Rights
 from fbcache.checkpoint.scanning import Swept, sweep, versions_in
+from fbcache.checkpoint.tenancy import Tenancies
 from fbcache.checkpoint.versions import Versions
 from fbcache.errors import (
     CheckpointNotFoundError,
@@ -38,7 +40,6 @@ from fbcache.errors import (
     DeadlockError,
     DirectoryInUseError,
     FBCacheError,
-    FBCacheWarning,
     StorageError,
 )
 from fbcache.store.disk import Disk
@@ -55,86 +56,20 @@ class Directory(BlobSet):
         self.versions = Versions(disk, self.places)
         self.loans = Loans(disk, self.places)
         self.swept = Swept()
-        self.lost: deque[None] = deque()  # appended to by finalizers of objects that were not closed
-        self._turn = threading.Lock()
-        self._turn_owner = 0
-        self._tenure = threading.Lock()
-        self._writers = 0
-        self._writer: WriterLock | None = None
-        self._stamp = ""
-        self._last_version = 0
+        self.tenancies = Tenancies(disk, self.places, self._make, self._enter)
+        self._turns: Rights[None] = Rights()
+        self._saver: weakref.ref[object] | None = None
+        self._spared: set[UUID] = set()  # to be removed once no save or reader needs them
         self._manifests: dict[int, Manifest] = {}
         self._unreadable: set[int] = set()
         self._referenced: Counter[UUID] = Counter()
 
-    # ---------------------------------------------------------------------------- tenure
+    # ------------------------------------------------------------------------------ turns
 
     @property
     def idle(self) -> bool:
         """Whether nobody in this process writes to it or reads from it."""
-        return self._writers == 0 and self.loans.session_path is None and not self._turn.locked()
-
-    def open_writer(self, tenure: Tenure, *, wait: bool = False) -> None:
-        """Become the writer, or one more of this process.
-
-        Raises
-        ------
-        DirectoryInUseError
-            Another process is.
-        StorageError
-            The directory cannot be made, locked or read; nothing has changed.
-        """
-        with self._tenure:
-            self._count_lost()
-            if self._writers and self._writer is not None:
-                if tenure is Tenure.OBJECT:
-                    self._writer.stay()
-                self._writers += 1
-                return
-            self._make()
-            writer = WriterLock.acquire(self.places.lock, self.root, tenure, wait=wait, disk=self.disk)
-            try:
-                former = writer.former
-                if former is not None:
-                    self._last_version = max(self._last_version, former.last_version)
-                if former is None or former.stamp != self._stamp:
-                    self._scan()
-            except BaseException as error:
-                self._stamp = ""
-                writer.release(self._last_version)
-                if isinstance(error, OSError) and not isinstance(error, StorageError):
-                    raise storage_error("open", self.root, error, self.disk) from error
-                raise
-            # Straight line.
-            self._writer = writer
-            self._stamp = writer.stamp
-            self._writers = 1
-
-    def close_writer(self) -> None:
-        """Be the writer no more; with the last one of this process others may write."""
-        with self._tenure:
-            self._writers -= 1
-            self._count_lost()
-
-    def _count_lost(self) -> None:
-        while self.lost:
-            self.lost.popleft()
-            self._writers -= 1
-        if self._writers == 0 and self._writer is not None:
-            writer, self._writer = self._writer, None
-            try:
-                writer.release(self._last_version)
-            except StorageError as error:  # the lock is free all the same
-                warnings.warn(str(error), FBCacheWarning, stacklevel=4)
-
-    @contextmanager
-    def writing(self, *, wait: bool = False) -> Iterator[None]:
-        """Be the writer for the length of the block."""
-        self.open_writer(Tenure.CALL, wait=wait)
-        try:
-            yield
-        finally:
-            self.close_writer()
+        return not self.tenancies.any and self.loans.session_path is None
 
     @contextmanager
     def turn(self, *, wait: bool = True) -> Iterator[None]:
@@ -148,25 +83,23 @@ class Directory(BlobSet):
             It is this thread's own.
         """
         me = threading.get_ident()
-        if self._turn_owner == me:
+        if self._turns.owner(None) == me:
             raise DeadlockError(f"a save to {self.root} is under way in this very thread; end that first")
-        if not self._turn.acquire(blocking=wait):
-            raise DirectoryInUseError(
-                f"another save to {self.root} is under way in this process; wait=True waits for it",
-                path=self.root,
-                pid=os.getpid(),
-            )
+        right = Right(me)
         try:
-            self._turn_owner = me
+            if not self._turns.acquire(None, right, wait=wait):
+                raise DirectoryInUseError(
+                    f"another save to {self.root} is under way in this process; wait=True waits for it",
+                    path=self.root,
+                    pid=os.getpid(),
+                )
             yield
         finally:
-            self._turn_owner = 0
-            self._turn.release()
+            self._turns.release(None, right)
 
     def abandon_in_child(self) -> None:
         """Let go of what is the parent's, in a forked child."""
-        if self._writer is not None:
-            self._writer.abandon_in_child()
+        self.tenancies.abandon_in_child()
         self.loans.abandon_in_child()
 
     def _make(self) -> None:
@@ -181,13 +114,18 @@ class Directory(BlobSet):
 
     # -------------------------------------------------------------------------- scanning
 
+    def _enter(self, alone: bool) -> None:
+        """Begin to write; ``alone`` if nobody else has written since this process did."""
+        if not alone:
+            self._scan()
+
     def _scan(self) -> None:
         """Learn what there is, after making it durable; sweep what a crash has left."""
         self._sync_skeleton()
         reap(self.places.readers, disk=self.disk)
         self._read_manifests()
         needed = self._needed()
-        contents, swept = sweep(self.disk, self.places, needed, _Claimed(self._claimed))
+        contents, swept = sweep(self.disk, self.places, needed, self._changing)
         swept.kept = tuple(self.places.manifest(version) for version in sorted(self._unreadable))
         known = {
             key: blob
@@ -206,20 +144,37 @@ class Directory(BlobSet):
     def sweep_again(self) -> Swept:
         """Remove what nothing refers to; for the writer, in its turn. What opening has swept counts too."""
         first, self.swept = self.swept, Swept()
-        reap(self.places.readers, disk=self.disk)
         try:
-            needed = self._needed()
-            contents, swept = sweep(self.disk, self.places, needed, _Claimed(self._claimed))
+            self._sync_skeleton()
+            self.versions.in_doubt.clear()
+            reap(self.places.readers, disk=self.disk)
+            self._read_manifests()
+            # Blobs are removed under the right to each, for others may persist meanwhile.
+            contents, swept = sweep(self.disk, self.places, None, self._changing)
         except OSError as error:
             raise storage_error("sweep", self.root, error, self.disk) from error
         with self._lock:
-            for key in [k for k in self._present if k not in contents.blobs and k not in self._claimed]:
+            for key in [k for k in self._present if k not in contents.blobs and k not in self._changing]:
                 del self._present[key]
                 self._durable.discard(key)
-        kept = tuple(self.places.manifest(version) for version in sorted(self._unreadable))
+            for key in contents.blobs:
+                self._present.setdefault(key, None)
+            left = contents.blobs - self._referenced.keys() - self._pins
+        sizes = {key: self._size(key) for key in left}
+        self._remove(left)
+        gone = [sizes[key] for key in left if key not in self._present]
         return Swept(
-            first.blobs + swept.blobs, first.files + swept.files, first.nbytes + swept.nbytes, kept
+            first.blobs + len(gone),
+            first.files + swept.files,
+            first.nbytes + sum(gone),
+            tuple(self.places.manifest(version) for version in sorted(self._unreadable)),
         )
+
+    def _size(self, key: UUID) -> int:
+        try:
+            return self.disk.lstat(self.places.blob(key)).st_size
+        except OSError:
+            return 0
 
     def _sync_skeleton(self) -> None:
         """Make the names of the directories durable, and what manifests there are."""
@@ -249,7 +204,7 @@ class Directory(BlobSet):
         unreadable: set[int] = set()
         referenced: Counter[UUID] = Counter()
         for version in self.versions.numbers():
-            self._last_version = max(self._last_version, version)
+            self.tenancies.last_version = max(self.tenancies.last_version, version)
             try:
                 manifest = self.versions.read(version)
             except CorruptCheckpointError:
@@ -286,6 +241,22 @@ class Directory(BlobSet):
 
     # -------------------------------------------------------------------------- removing
 
+    def persist(self, key: UUID, fetch: Fetch, check: Callable[[Blob], None]) -> None:
+        """Have the blob of ``key`` here, and pinned; unless ``check`` raises.
+
+        Raises
+        ------
+        CorruptBlobError, StorageError
+            As for :meth:`bring_in`.
+        """
+        try:
+            with self._changing.exclusively(key):
+                check(self._bring_in(key, fetch))
+                self._pin(key)
+        except BaseException:
+            self._take_back({key})
+            raise
+
     def delete(self, key: UUID) -> bool:
         """Take the pin of ``key`` away, and its blob where nothing else needs it; whether the blob went.
 
@@ -298,54 +269,77 @@ class Directory(BlobSet):
         """
         if key not in self._present:
             raise KeyError(f"{self.root} has no blob of the key {key}")
-        with self._change(key):
+        with self._changing.exclusively(key):
             if key in self._pins:
                 self._unlink(self.places.pin(key))
                 with self._lock:
                     self._pins.discard(key)
                     self._new_pins.discard(key)
-        return self._remove({key}) == 1
+        self._remove({key})
+        return key not in self._present
 
-    def disclaim(self, keys: Iterable[UUID]) -> None:
-        """End what :meth:`claim` began. What nobody needs then is removed."""
-        left = {key for key in self._end_claims(keys) if key not in self._referenced}
+    def begin_saving(self, saver: object) -> None:
+        """Remove no blob until :meth:`end_saving`, or for as long as ``saver`` lives."""
+        self._saver = weakref.ref(saver)
+
+    def end_saving(self, brought_in: Collection[UUID]) -> None:
+        """Remove blobs again; of what was brought in, what nothing needs goes at once."""
+        self._saver = None
+        self._take_back(brought_in)
+
+    def _take_back(self, keys: Collection[UUID]) -> None:
         try:
-            self._remove(left)
+            self._remove(keys)
         except (OSError, FBCacheError):  # the next sweep comes by
             pass
 
     def _remove(self, keys: Collection[UUID]) -> int:
-        """Remove the blobs of those ``keys`` that nothing needs; return how many went."""
-        if not keys or self._unreadable:
+        """Remove the blobs of those ``keys`` that nothing needs; return how many went.
+
+        So are those that were spared before, for a save or a reader that has ended since.
+        """
+        with self._lock:
+            keys = {*keys, *self._spared}
+            self._spared = set(keys)  # until they are gone or known to be needed
+        if not keys or self._unreadable or (self._saver is not None and self._saver() is not None):
             return 0
-        read = self._keys_of_readers()
+        try:
+            read = self._keys_of_readers()
+        except OSError as error:
+            raise storage_error("read", self.places.readers, error, self.disk) from error
         if read is None:
             return 0
         removed = 0
-        for key in keys:
-            with self._change(key):
-                with self._lock:
-                    needed = key in self._pins or key in self._referenced or key in self._claimed
-                    if needed or key in read or key not in self._present:
-                        continue
-                    blob = self._present.pop(key)
-                    self._durable.discard(key)
-                    self._renew.discard(key)
-                try:
-                    self._unlink(self.places.blob(key))
-                except StorageError:
-                    with self._lock:
-                        self._present[key] = blob
-                    raise
-                removed += 1
+        for key in keys - read:
+            with self._changing.exclusively(key):
+                removed += self._remove_one(key)
         return removed
+
+    def _remove_one(self, key: UUID) -> bool:
+        """Remove the blob of ``key``, whose right the caller has, unless it is needed."""
+        with self._lock:
+            self._spared.discard(key)
+            if key in self._pins or key in self._referenced or key not in self._present:
+                return False
+            blob = self._present.pop(key)
+            self._durable.discard(key)
+            self._renew.discard(key)
+        try:
+            self._unlink(self.places.blob(key))
+        except StorageError:
+            with self._lock:
+                self._present[key] = blob
+                self._spared.add(key)
+            raise
+        return True
 
     # -------------------------------------------------------------------------- versions
 
     def next_version(self) -> int:
         """Return the number of the next checkpoint; none is given twice."""
-        self._last_version += 1
-        return self._last_version
+        there = self.versions.numbers()  # also what was put there by hand
+        self.tenancies.last_version = max([self.tenancies.last_version, *there[-1:]]) + 1
+        return self.tenancies.last_version
 
     def manifests(self) -> dict[int, Manifest]:
         """Return what is known of each version, by number, oldest first."""
@@ -361,7 +355,7 @@ class Directory(BlobSet):
         StorageError
             It could not be done, and the checkpoint is not there.
         """
-        self._check_tenure()
+        self.tenancies.check()
         version = manifest.head.version
         with self._lock:  # first, so that no interrupt leaves a manifest whose blobs look unneeded
             self._manifests[version] = manifest
@@ -377,19 +371,6 @@ class Directory(BlobSet):
             raise
         self._remove(self._settled())
 
-    def _check_tenure(self) -> None:
-        """Make sure that nobody else can be writing, as they can when the lock's file was removed."""
-        try:
-            held = self._writer is not None and self._writer.still_there()
-        except OSError as error:
-            raise storage_error("look at", self.places.lock, error, self.disk) from error
-        if not held:
-            raise StorageError(
-                f"the lock of {self.root} was removed while it was held, so that another process may be "
-                "writing; nothing was committed. Close the directory and open it anew.",
-                path=self.places.lock,
-            )
-
     def withdraw(self, versions: Collection[int]) -> int:
         """Take checkpoints away, durably, and then the blobs that nothing needs any more; return how many.
 
@@ -398,13 +379,13 @@ class Directory(BlobSet):
         StorageError
             The manifests, or blobs, could not be removed.
         """
-        if not versions:
-            return 0
-        self.versions.withdraw(sorted(versions))
-        return self._remove(self._settled() | self._forget_manifests(versions))
+        if versions:
+            self.versions.withdraw(sorted(versions))
+        settled = self._settled() if versions else set()
+        return self._remove(settled | self._forget_manifests(versions))
 
     def _settled(self) -> set[UUID]:
-        """Count those no longer of which it is durable by now that they are gone; return the keys set free."""
+        """Count those no longer that are durably gone by now; return the keys set free."""
         settled, self.versions.in_doubt = self.versions.in_doubt, set()
         return self._forget_manifests(settled)
 
@@ -422,14 +403,3 @@ class Directory(BlobSet):
                 del self._referenced[key]
         return unreferenced
 
-
-class _Claimed:
-    """The claimed keys as they are at each look: a claim comes before the first file."""
-
-    __slots__ = ("_counter",)
-
-    def __init__(self, counter: Counter[UUID]) -> None:
-        self._counter = counter
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._counter

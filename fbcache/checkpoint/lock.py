@@ -42,6 +42,7 @@ import os
 import re
 import time
 import uuid
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
@@ -201,6 +202,7 @@ class WriterLock:
             The lock file cannot be opened, locked, read or written; ``DiskFullError`` if there is no room.
             Whatever is raised, the lock is not held.
         """
+        _close_lost()
         lock = cls(path, directory, tenure, disk)
         try:
             try:
@@ -214,6 +216,11 @@ class WriterLock:
         except OSError as error:
             raise lock._explained("lock", error) from error
         return lock
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_fd", None)
+        if fd is not None:  # an interrupt has lost this object; the next acquisition closes its file
+            _lost.append((self._disk, fd, self._pid))
 
     @property
     def stamp(self) -> str:
@@ -383,6 +390,17 @@ class _Contest:
         if record is not None and record.tenure != FREE:
             message += f" Process {record.pid}, which had it last, has ended, but may have left children."
         return DirectoryInUseError(message, path=self._directory)
+
+
+#: Locked files whose objects were lost, and the process that opened them.
+_lost: deque[tuple[Disk, int, int]] = deque()
+
+
+def _close_lost() -> None:
+    while _lost:
+        disk, fd, pid = _lost.popleft()
+        if pid == os.getpid():
+            disk.close(fd)
 
 
 def _sleep(seconds: float) -> None:  # the holder is another process, which wakes nobody

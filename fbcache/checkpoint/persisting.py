@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future
+from functools import partial
 from uuid import UUID
 
 from fbcache.captures import Capture
 from fbcache.checkpoint.directory import Directory
-from fbcache.checkpoint.saver import Source, bring_one
+from fbcache.checkpoint.manifest import Blob
+from fbcache.checkpoint.saver import Source, fetcher
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of
 from fbcache.entry import Entry
 from fbcache.errors import CorruptBlobError, PickleRefusedError, StorageError, UnsupportedTypeError
@@ -76,7 +78,7 @@ def _finish(source: Source, directory: Directory, entry: Entry, capture: Capture
     """Bring in what was captured, which has its blob by now, or the error that writing it came to."""
     try:
         capture.raise_error()
-        with directory.writing():
+        with directory.tenancies.writing():
             return _bring_in(source, directory, entry, capture, allow_pickle)
     except (CorruptBlobError, StorageError, UnsupportedTypeError) as error:
         source.residency.check_open()  # the blob went with the pool
@@ -89,24 +91,20 @@ def _bring_in(
 ) -> UUID:
     token = capture.token
     assert token is not None
-    claimed: list[UUID] = []
     # First: whoever finds the blob there, and registers it, is to share the token.
     source.residency.run(source.residency.know, [token])
-    try:
-        (blob,) = directory.claim([token.key], claimed)
-        if blob is None:
-            blob = bring_one(source, directory, token)
-        if blob.pickled is not None and not allow_pickle:
-            path, _, kind = blob.pickled.rpartition(": ")
-            raise PickleRefusedError(
-                f"{entry!r} takes pickle, which is not persisted unless allow_pickle=True: {path} is of "
-                f"the type {kind}. Register the type (fbcache.register), and it needs none",
-                path,
-            )
-        directory.pin(token.key)
-    finally:
-        directory.disclaim(claimed)
+    directory.persist(token.key, fetcher(source, token), partial(_check, entry, allow_pickle))
     return token.key
+
+
+def _check(entry: Entry, allow_pickle: bool, blob: Blob) -> None:
+    if blob.pickled is not None and not allow_pickle:
+        path, _, kind = blob.pickled.rpartition(": ")
+        raise PickleRefusedError(
+            f"{entry!r} takes pickle, which is not persisted unless allow_pickle=True: {path} is of "
+            f"the type {kind}. Register the type (fbcache.register), and it needs none",
+            path,
+        )
 
 
 def _release(source: Source, captures: list[Capture]) -> None:

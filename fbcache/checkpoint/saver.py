@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
 from fbcache.captures import Capture
+from fbcache.checkpoint.blobset import BlobSet, Fetch
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.fanout import FanOut
 from fbcache.checkpoint.manifest import Blob, Head, Manifest, check_meta
@@ -110,11 +111,11 @@ class Saver:
         self._directory = directory
         self._allow_pickle = allow_pickle
         self._rows: dict[Hashable, tuple[UUID, Blob]] = {}
-        self._claimed: list[UUID] = []
         self._new: dict[UUID, int] = {}
-        self._tokens: dict[UUID, list[tuple[Source, Token]]] = {}
+        self._tokens: list[Token] = []  # of what was brought in
         self._fan_out: FanOut | None = None
         self._over = False
+        directory.begin_saving(self)
 
     def persist(self, fb: Any, name: Hashable = None) -> UUID:
         """Bring the content of a handle's entry in, for the checkpoint that :meth:`commit` makes.
@@ -162,48 +163,50 @@ class Saver:
         ``choose`` is called under the pool's lock, and returns names and entries.
         """
         self._fan_out = FanOut(source.workers)
-        captures: list[Capture] = []
         residency = source.residency
+        cut = _Cut(self._directory)
         try:
-            names = residency.run(_cut, residency, choose, captures)
-            self._check_names(names)
-            meter.begin(sum(capture.nbytes for capture in captures))
-            tokens = []
-            for name, capture in zip(names, captures, strict=True):
-                tokens.append(_token_of(name, capture))
-                meter.advance(capture.nbytes // 2)  # the other half is for making it durable
-            blobs = self._bring_in(source, names, tokens)
-            sizes = [capture.nbytes for capture in captures]
-            self._rows.update(_rows(names, tokens, blobs, sizes))
+            residency.run(cut.make, residency, choose)
+            self._check_names(cut.names)
+            meter.begin(sum(cut.sizes))
+            self._bring_in(source, cut, meter)
+            for name, blob in zip(cut.names, cut.blobs, strict=True):
+                self._refuse_pickle(name, blob)
+            self._rows.update(zip(cut.names, zip(cut.keys, cut.blobs, strict=True), strict=True))
         finally:
-            residency.run(_release, residency, captures)
+            residency.run(_release, residency, cut.captures)
 
-    def _bring_in(self, source: Source, names: Sequence[Hashable], tokens: Sequence[Token]) -> list[Blob]:
-        known = self._directory.claim([token.key for token in tokens], self._claimed)
-        missing = [i for i, blob in enumerate(known) if blob is None]
-        found: dict[int, Blob] = {}
-
-        def bring(numbers: Sequence[int]) -> None:
-            for number in numbers:
-                found[number] = bring_one(source, self._directory, tokens[number])
-
+    def _bring_in(self, source: Source, cut: _Cut, meter: Meter) -> None:
+        """Have the blobs of all that was captured in the directory: first of what is written already."""
+        there = [n for n, capture in enumerate(cut.captures) if capture.done]
         jobs = [
-            lambda part=missing[at : at + _PER_JOB]: bring(part) for at in range(0, len(missing), _PER_JOB)
+            lambda part=there[at : at + _PER_JOB]: self._bring_some(source, cut, part)
+            for at in range(0, len(there), _PER_JOB)
         ]
         assert self._fan_out is not None
         for outcome in self._fan_out(jobs):
             if outcome is not None:
                 raise outcome
-        blobs = [found[i] if blob is None else blob for i, blob in enumerate(known)]
-        for name, blob in zip(names, blobs, strict=True):
-            self._refuse_pickle(name, blob)
-        for number in missing:
-            token = tokens[number]
-            self._new[token.key] = blobs[number].disk_bytes
-            self._tokens.setdefault(token.key, []).append((source, token))
-        residency = source.residency
-        residency.run(residency.know, tokens)
-        return blobs
+        done = set(there)
+        for n, capture in enumerate(cut.captures):
+            if n not in done:
+                capture.wait()
+                self._bring_some(source, cut, [n])
+            meter.advance(capture.nbytes // 2)  # the other half is for making it durable
+
+    def _bring_some(self, source: Source, cut: _Cut, numbers: Sequence[int]) -> None:
+        for n in numbers:
+            row, capture = cut.rows[n], cut.captures[n]
+            token = _token_of(cut.names[row], capture)
+            # First: whoever finds the blob there, and registers it, is to share the token.
+            source.residency.run(source.residency.know, [token])
+            known = self._directory.has(token.key)
+            blob = self._directory.bring_in(token.key, fetcher(source, token))
+            if not known:
+                self._new[token.key] = blob.disk_bytes
+                self._tokens.append(token)
+            cut.keys[row] = token.key
+            cut.blobs[row] = replace(blob, nbytes=capture.nbytes)
 
     def _refuse_pickle(self, name: Hashable, blob: Blob) -> None:
         if blob.pickled is None or self._allow_pickle:
@@ -271,6 +274,7 @@ class Saver:
         meter.end()  # what it raises can still end the save
         directory.publish(manifest)
         self._over = True
+        directory.end_saving(list(self._new))  # but for what could not be taken in, they are all needed
         checkpoint = Checkpoint.of(manifest, directory.root)
         if change_key is not None:
             try:
@@ -290,9 +294,8 @@ class Saver:
                 self._directory.make_durable(keys, self._fan_out)
         except BaseException:
             # The pools' blobs are the same files: what is read from them is to be verified.
-            for pairs in self._tokens.values():
-                for _, token in pairs:
-                    token.unverified = True
+            for token in self._tokens:
+                token.unverified = True
             raise
 
     def _manifest(self, tag: str | None, meta: dict[Any, Any] | None) -> Manifest:
@@ -331,21 +334,26 @@ class Saver:
 
     def close(self) -> None:
         """End it. What was brought in and not committed is taken back."""
-        self._over = True
-        claimed, self._claimed = self._claimed, []
-        self._directory.disclaim(claimed)
+        if not self._over:
+            self._over = True
+            self._directory.end_saving(list(self._new))
 
     def _check_open(self) -> None:
         if self._over:
             raise RuntimeError("this saver has ended; begin another one with tracked.saving()")
 
 
-def bring_one(source: Source, directory: Directory, token: Token) -> Blob:
-    """Have the blob of ``token``, which the caller has a share of and a claim on, in ``directory`` too."""
-    store, key = source.store, token.key
-    if isinstance(store, FileBacked):
-        return directory.bring_in(key, store.file_of(key))
-    return directory.write_in(key, store.read(key, writable=False, verify=True))
+def fetcher(source: Source, token: Token) -> Fetch:
+    """Return what makes the file of a blob of which the caller has a share."""
+
+    def fetch(blobs: BlobSet) -> None:
+        store, key = source.store, token.key
+        if isinstance(store, FileBacked):
+            blobs.link(key, store.file_of(key))
+        else:
+            blobs.write(key, store.read(key, writable=False, verify=True))
+
+    return fetch
 
 
 def outdated(manifests: dict[int, Manifest], keep: int | None) -> list[int]:
@@ -377,14 +385,44 @@ def check_commit(tag: object, keep: object, meta: dict[Any, Any] | None, change_
         raise TypeError(f"change_key is a function of the checkpoint, not {change_key!r}")
 
 
-def _cut(
-    residency: Residency,
-    choose: Callable[[], tuple[Sequence[Hashable], Sequence[Entry]]],
-    captures: list[Capture],
-) -> Sequence[Hashable]:
-    names, entries = choose()
-    residency.capture(entries, captures)
-    return names
+class _Cut:
+    """What a save sees of a pool: by row what is known, and captures of what is not in the directory.
+
+    A row whose blob is in the directory already costs a look-up there: none is removed during a save.
+    """
+
+    __slots__ = ("_directory", "blobs", "captures", "keys", "names", "rows", "sizes")
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.names: Sequence[Hashable] = ()
+        self.keys: list[Any] = []  # UUID, once known
+        self.blobs: list[Any] = []  # Blob, once known
+        self.sizes: list[int] = []
+        self.rows: list[int] = []  # of the captures
+        self.captures: list[Capture] = []
+
+    def make(
+        self, residency: Residency, choose: Callable[[], tuple[Sequence[Hashable], Sequence[Entry]]]
+    ) -> None:
+        """Make the cut, all at one instant; under the pool's lock."""
+        residency.check_open()
+        self.names, entries = choose()
+        known = self._directory.known
+        missing = []
+        for row, entry in enumerate(entries):
+            token, nbytes = entry.token, entry.nbytes
+            key = None if token is None else token.key
+            blob = None if key is None else known(key)
+            if blob is None:
+                self.rows.append(row)
+                missing.append(entry)
+            elif blob.nbytes != nbytes:
+                blob = replace(blob, nbytes=nbytes)
+            self.keys.append(key)
+            self.blobs.append(blob)
+            self.sizes.append(nbytes)
+        residency.capture(missing, self.captures)
 
 
 def _look_up(
@@ -399,13 +437,6 @@ def _look_up(
             raise unknown(name)
         entries.append(entry)
     return list(names), entries
-
-
-def _rows(
-    names: Sequence[Hashable], tokens: Sequence[Token], blobs: Sequence[Blob], sizes: Sequence[int]
-) -> Iterator[tuple[Hashable, tuple[UUID, Blob]]]:
-    for name, token, blob, nbytes in zip(names, tokens, blobs, sizes, strict=True):
-        yield name, (token.key, blob if blob.nbytes == nbytes else replace(blob, nbytes=nbytes))
 
 
 def _token_of(name: Hashable, capture: Capture) -> Token:

@@ -84,13 +84,14 @@ class TrackedDirectory:
         return self
 
     def _begin(self) -> None:
+        self._tenancy = self._directory.tenancies.new()  # ends with this object, if it is not closed
         if self._readonly:
             try:
                 self._directory.disk.listdir(self._directory.root)
             except OSError as error:
                 raise storage_error("open", self._directory.root, error, self._directory.disk) from error
         else:
-            self._directory.open_writer(Tenure.OBJECT)
+            self._directory.tenancies.begin(self._tenancy, Tenure.OBJECT)
         self._open = True
 
     def __repr__(self) -> str:
@@ -269,7 +270,7 @@ class TrackedDirectory:
         if self._open:
             self._open = False
             if not self._readonly:
-                self._directory.close_writer()
+                self._directory.tenancies.end(self._tenancy)
 
     def __enter__(self) -> TrackedDirectory:
         """Return the directory."""
@@ -281,10 +282,6 @@ class TrackedDirectory:
     ) -> None:
         """Close it."""
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_open", False) and not self._readonly:
-            self._directory.lost.append(None)
 
     def _checked(self) -> Directory:
         if not self._open:
@@ -301,7 +298,7 @@ class TrackedDirectory:
 @contextmanager
 def saving(directory: Directory, *, wait: bool, allow_pickle: bool) -> Iterator[Saver]:
     """Have a saver to oneself, and the lock for as long as it lives."""
-    with directory.turn(wait=wait), directory.writing(wait=wait):
+    with directory.turn(wait=wait), directory.tenancies.writing(wait=wait):
         saver = Saver(directory, allow_pickle)
         try:
             yield saver

@@ -128,7 +128,7 @@ def _named(
 def _check_all(
     directory: Directory, keys: Iterable[UUID], digests: dict[UUID, int]
 ) -> Iterator[tuple[UUID, CorruptBlobError | None]]:
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting = iter(keys)
     running: dict[Future[CorruptBlobError | None], UUID] = {}
     with ThreadPoolExecutor(cores, thread_name_prefix="verify") as executor:

@@ -25,7 +25,15 @@ from fbcache.store.mapping import map_file
 #: ``FICLONE`` of linux/fs.h; MIPS, PowerPC and SPARC number it otherwise, and answer ENOTTY to this.
 _FICLONE = 0x40049409
 
-_libc_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc_syncfs = getattr(_libc, "syncfs", None)
+
+_libc_sync_file_range = getattr(_libc, "sync_file_range", None)
+if _libc_sync_file_range is not None:
+    _libc_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+#: ``SYNC_FILE_RANGE_WRITE`` of linux/fs.h.
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 class Disk:
@@ -64,6 +72,11 @@ class Disk:
     def fsync(self, fd: int) -> None:
         """Make the content of ``fd``, a file or a directory, durable."""
         os.fsync(fd)
+
+    def start_writing(self, fd: int) -> None:
+        """Have the kernel begin to write what it holds of ``fd``; a hint, which fails in silence."""
+        if _libc_sync_file_range is not None:
+            _libc_sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def syncfs(self, fd: int) -> None:
         """Make all of the file system of ``fd`` durable; ENOSYS where there is no such call."""
