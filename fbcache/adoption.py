@@ -90,14 +90,21 @@ class Adoption(Captures):
         ``borrow`` gives a loan to the store. It does no I/O.
         """
         self.check_open()
+        waiter = self.dying(adoptee.token.key for adoptee in adoptees)
+        if waiter is not None:
+            return waiter
         for adoptee in adoptees:
-            token = self.known.get(adoptee.token.key)
+            self._adopt_one(adoptee, borrow)
+        return None
+
+    def dying(self, keys: Iterable[UUID]) -> Waiter | None:
+        """Return what to wait for if the blob of one of ``keys`` is being deleted at this moment."""
+        for key in keys:
+            token = self.known.get(key)
             if token is not None and token.shares == 0 and token not in self._deletions:
                 waiter = Waiter()
                 self.deletion_watchers.append(waiter)
                 return waiter
-        for adoptee in adoptees:
-            self._adopt_one(adoptee, borrow)
         return None
 
     def _adopt_one(self, adoptee: Adoptee, borrow: Callable[[UUID, Loan], None] | None) -> None:

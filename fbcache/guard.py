@@ -58,7 +58,19 @@ class Guard(Hold):
         name over, and this one be gone, when the guard is entered, it enters the other.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_entering", "_entry", "_missed", "_name", "_order", "_residency")
+    __slots__ = (
+        "__weakref__",
+        "_engine",
+        "_entering",
+        "_entry",
+        "_missed",
+        "_name",
+        "_order",
+        "_residency",
+        "source",  # the handle that gave the guard, which it keeps from being collected
+    )
+
+    source: object
 
     def __init__(self, entry: Entry, engine: Engine, name: Hashable = MISSING) -> None:
         self.owner = 0

@@ -135,11 +135,15 @@ class Fb:
 
     def load(self) -> ReadGuard:
         """Return a guard for reading. Nothing is loaded until it is entered."""
-        return ReadGuard(self._owned, self._engine)
+        guard = ReadGuard(self._owned, self._engine)
+        guard.source = self
+        return guard
 
     def load_mut(self, *, rollback: bool = False) -> WriteGuard:
         """Return a guard for writing; the entry, and its key, change for all who share it."""
-        return WriteGuard(self._owned, self._engine, rollback=rollback)
+        guard = WriteGuard(self._owned, self._engine, rollback=rollback)
+        guard.source = self
+        return guard
 
     def try_load(self) -> HeldReadGuard | None:
         """Return a held guard for reading if the value is in memory and free now, else None."""

@@ -22,7 +22,7 @@ from fbcache import audit
 from fbcache.adoption import Adoptee
 from fbcache.checkpoint.persisting import persist
 from fbcache.checkpoint.progress import Meter, check_progress
-from fbcache.checkpoint.restoring import register, restore
+from fbcache.checkpoint.restoring import check_names, register, restore
 from fbcache.checkpoint.saver import Checkpoint, check_commit
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of, saving
 from fbcache.codec import MsgpackCodec
@@ -613,7 +613,7 @@ class FBPool:
         After an error, and after an interrupt that comes before the checkpoint is committed, the former one
         is the newest; the pool is as it was.
         """
-        names = None if names is None else list(dict.fromkeys(names))
+        names = None if names is None else check_names(names)
         check_commit(tag, keep, meta, change_key)
         check_progress(progress)
         directory = directory_of(tracked, write=True)

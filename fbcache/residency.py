@@ -270,6 +270,7 @@ class Residency(Adoption):
     def _busy(self) -> bool:
         return bool(
             self.queued.count
+            or self.wanted
             or self.writing_count
             or self.loading_count
             or self._deletions

@@ -105,9 +105,15 @@ class BlobSet:
         known = self._present.get(key)
         if known is not None:
             return known
-        if key not in self._present:
-            fetch(self)
-        blob = self._describe(key)
+        fetched = key not in self._present
+        try:
+            if fetched:
+                fetch(self)
+            blob = self._describe(key)
+        except BaseException:
+            if fetched:
+                self._discard(self.places.blob(key))
+            raise
         with self._lock:
             self._present[key] = blob
         return blob
@@ -171,8 +177,11 @@ class BlobSet:
             return
         try:
             self.disk.close(self.disk.open(self.places.pin(key), _PIN))
-        except OSError as error:
-            raise storage_error("pin", self.places.blob(key), error, self.disk) from error
+        except BaseException as error:
+            self._discard(self.places.pin(key))
+            if isinstance(error, OSError):
+                raise storage_error("pin", self.places.blob(key), error, self.disk) from error
+            raise
         with self._lock:
             self._pins.add(key)
             self._new_pins.add(key)

@@ -380,9 +380,8 @@ class Directory(BlobSet):
             The manifests, or blobs, could not be removed.
         """
         if versions:
-            self.versions.withdraw(sorted(versions))
-        settled = self._settled() if versions else set()
-        return self._remove(settled | self._forget_manifests(versions))
+            self.versions.withdraw(sorted(versions))  # which puts them in doubt until it is through
+        return self._remove(self._settled() if versions else ())
 
     def _settled(self) -> set[UUID]:
         """Count those no longer that are durably gone by now; return the keys set free."""

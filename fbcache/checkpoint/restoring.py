@@ -273,9 +273,12 @@ def _take_in(pool: Target, adoptees: Sequence[Adoptee], replace: bool, *, keep: 
 
 def _copy(pool: Target, adoptees: Sequence[Adoptee]) -> None:
     """Write the blobs into a store that has no files to lend."""
+    residency = pool.residency
+    while (waiter := residency.run(residency.dying, [adoptee.token.key for adoptee in adoptees])) is not None:
+        waiter.run()
     for adoptee in adoptees:
         token, loan = adoptee.token, adoptee.loan
-        if loan is not None and token.key not in pool.residency.known:
+        if loan is not None and token.key not in residency.known:
             token.nbytes = pool.store.write(token.key, _frames(loan, token.key))
 
 

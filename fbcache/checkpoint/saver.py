@@ -27,7 +27,14 @@ from fbcache.checkpoint.naming import encode
 from fbcache.checkpoint.progress import Meter
 from fbcache.checkpoint.versions import check_tag
 from fbcache.entry import Entry, Token
-from fbcache.errors import FBCacheWarning, NameTakenError, PickleRefusedError, StorageError
+from fbcache.errors import (
+    CorruptBlobError,
+    FBCacheError,
+    FBCacheWarning,
+    NameTakenError,
+    PickleRefusedError,
+    StorageError,
+)
 from fbcache.residency import Residency
 from fbcache.store.protocol import BlobStore, FileBacked
 from fbcache.workers import Workers
@@ -201,7 +208,11 @@ class Saver:
             # First: whoever finds the blob there, and registers it, is to share the token.
             source.residency.run(source.residency.know, [token])
             known = self._directory.has(token.key)
-            blob = self._directory.bring_in(token.key, fetcher(source, token))
+            try:
+                blob = self._directory.bring_in(token.key, fetcher(source, token))
+            except (CorruptBlobError, StorageError):
+                source.residency.check_open()  # the blob went with the pool
+                raise
             if not known:
                 self._new[token.key] = blob.disk_bytes
                 self._tokens.append(token)
@@ -325,7 +336,7 @@ class Saver:
         """Withdraw the versions that are not kept. The checkpoint stands, whatever comes of it."""
         try:
             self._directory.withdraw(outdated(self._directory.manifests(), keep))
-        except StorageError as error:
+        except FBCacheError as error:
             warnings.warn(
                 f"the checkpoint is saved, but former ones could not be removed: {error}",
                 FBCacheWarning,

@@ -184,7 +184,10 @@ class Versions:
         except OSError as error:
             raise storage_error("read", path, error, self._disk) from error
         finally:
-            self._disk.close(fd)
+            try:
+                self._disk.close(fd)
+            except OSError:  # what was only read has nothing left to write
+                pass
 
     def _size(self, fd: int, path: str) -> int:
         status = self._disk.fstat(fd)
@@ -239,6 +242,7 @@ class Versions:
                     self._disk.unlink(self._places.manifest(version))
                 except FileNotFoundError:
                     pass
+                self.in_doubt.add(version)
             self.make_durable()
         except OSError as error:
             path = self._places.checkpoints

@@ -31,7 +31,7 @@ class Decoder:
         Whether pickled parts are loaded.
     """
 
-    __slots__ = ("_buffers", "_complete", "_roots", "_sharing", "allow_pickle", "writable")
+    __slots__ = ("_buffers", "_complete", "_copied", "_roots", "_sharing", "allow_pickle", "writable")
 
     def __init__(self, buffers: Sequence[Buffer], writable: bool, allow_pickle: bool) -> None:
         self.writable = writable
@@ -39,6 +39,7 @@ class Decoder:
         self._buffers = buffers
         self._roots: dict[int, Array] = {}
         self._complete: list[Any] = []
+        self._copied: set[int] = set()
         self._sharing = True
 
     def value(self, node: Node, depth: int) -> Any:
@@ -97,6 +98,13 @@ class Decoder:
             return view.toreadonly()
         return memoryview(bytearray(view)) if view.readonly else view
 
+    def bulk(self, number: Node) -> memoryview:
+        """Return a buffer that is to be copied out: each once, or a small tree would take any memory."""
+        if number in self._copied:
+            raise ValueError("a buffer is the content of two values")
+        self._copied.add(expect(number, int))
+        return self.buffer(number)
+
     def memory(self, number: Node) -> Array:
         """Return a buffer as an array of bytes, the same one each time."""
         memory = self._roots.get(expect(number, int))
@@ -146,12 +154,12 @@ def _decode_reference(decoder: Decoder, node: list[Node], depth: int) -> Any:
 
 def _decode_bytes(decoder: Decoder, node: list[Node], depth: int) -> bytes:
     _, number = node
-    return bytes(decoder.buffer(number))
+    return bytes(decoder.bulk(number))
 
 
 def _decode_bytearray(decoder: Decoder, node: list[Node], depth: int) -> bytearray:
     _, source = node
-    return bytearray(source if type(source) is bytes else decoder.buffer(source))
+    return bytearray(source if type(source) is bytes else decoder.bulk(source))
 
 
 def _decode_object(decoder: Decoder, node: list[Node], depth: int) -> Any:

@@ -121,9 +121,7 @@ def _reap_open(directory: int, disk: Disk) -> bool:
     try:
         lease = disk.open(LEASE, os.O_RDWR | _FILE, dir_fd=directory)
     except FileNotFoundError:
-        if not torn:
-            return False
-        _empty_session(directory, disk)  # the power loss has taken the lock's file too
+        _empty_session(directory, disk)  # a power loss has taken the lock's file; its owner is dead
         return True
     try:
         if not disk.lock(lease):

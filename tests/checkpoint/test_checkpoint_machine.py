@@ -1,8 +1,8 @@
 """A tracked directory, driven by chance against a model that keeps every version.
 
-Invariants 1, 9, 12 and 13. The model knows what each checkpoint and each persisted key holds; after every step
-all of them are loaded by a reader of its own, from their files. A crash is a copy of the files as they
-are, with leftovers of half-done work planted, that another process opens.
+Invariants 1, 9, 12 and 13. The model knows what each checkpoint and each persisted key holds; after every
+step all of them are loaded by a reader of its own, from their files. A crash is a copy of the files as
+they are, with leftovers of half-done work planted, that another process opens.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from fbcache import FBCacheWarning, FBPool, FileStore, NameTakenError, StorageError, TrackedDirectory
 from fbcache.store import owner
-from tests.checkpoint.opened import Value, Version, exact, files_of, fresh, is_ours, leftovers, load, look
-from tests.checkpoint.scenes import left_by
+from tests.checkpoint.opened import Value, Version, exact, files_of, fresh, is_ours, load, look
+from tests.checkpoint.scene import left_by
 from tests.faults import FaultyDisk, oserror
 
 NAMES = ("a", "b", ("tile", 3), 4)
@@ -222,7 +228,7 @@ class CheckpointMachine(RuleBasedStateMachine):
         former = dict(self.kept)
         if version is None:
             if trouble is not None:  # it may have been committed, and not be withdrawn
-                self.settle(former | self.found_beyond(former, tag, chosen), former)
+                self.settle(former | self.new(former, tag, chosen), former)
             return
         assert version > max(self.highest, *self.kept, 0)
         self.highest = version
@@ -230,9 +236,10 @@ class CheckpointMachine(RuleBasedStateMachine):
         due = {number: self.kept[number] for number in left_by(self.kept, keep)}
         self.settle(self.kept if trouble is not None else due, due)
 
-    def found_beyond(self, former: dict[int, Version], tag: str | None, names: list[Any]) -> dict[int, Version]:
+    def new(self, former: dict[int, Version], tag: str | None, names: list[Any]) -> dict[int, Version]:
+        """The versions that there were not before, as what has just been saved."""
         saved = Version(tag, {name: self.values[name] for name in names})
-        return {number: saved for number in look(self.path, readonly=True).versions if number not in former}
+        return dict.fromkeys(look(self.path, readonly=True).versions.keys() - former.keys(), saved)
 
     def settle(self, most: dict[int, Version], least: dict[int, Version]) -> None:
         """Take over which versions there are, where a failure leaves that open."""

@@ -440,6 +440,33 @@ def test_a_header_that_lies_is_damage_and_allocates_little(file, lie, writable):
     assert peak < 2 * len(raw) + MIB
 
 
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(256, 99), (256, 99)],
+        [(256, 99), (320, 35)],
+        [(257, 99)],
+        [(320, 99)],
+        [(384, 99), (256, 99)],
+        [(0, 99)],
+    ],
+    ids=["the same", "overlapping", "unaligned", "with a gap", "in disorder", "in the header"],
+)
+def test_buffers_in_the_wrong_places_are_damage_also_where_lengths_and_checksums_fit(file, places):
+    checksum = xxh3_64(bytes(99)).intdigest()
+
+    def lie(checksums: list[int]) -> bytes:
+        spans = b"".join(span(*place, each) for place, each in zip(places, checksums, strict=True))
+        header = sealed(header_of(msgpack.packb([tags.LIST, [[tags.BYTES, 0]]]), spans))
+        assert len(header) < 256
+        return header.ljust(places[-1][0] + places[-1][1], b"\0")
+
+    raw = lie([checksum if length == 99 else xxh3_64(bytes(length)).intdigest() for _, length in places])
+    for verify in (False, True):
+        with pytest.raises(CorruptBlobError, match="not where it should be"):
+            file.read(raw, verify=verify)
+
+
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 40, 1 << 63, (1 << 64) - 25, (1 << 64) - 1])
 def test_a_length_of_the_header_that_lies_is_damage_and_allocates_little(file, length):
     raw = bytearray(blob_bytes(large(1)))

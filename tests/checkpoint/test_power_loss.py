@@ -24,7 +24,8 @@ import pytest
 
 from fbcache import FBPool
 from tests.checkpoint.opened import files_of, fresh, in_memory, is_ours, leftovers, load, look
-from tests.checkpoint.scenes import FOREIGN, SCENES, Allowed, Make, Scene, new_boot
+from tests.checkpoint.scene import FOREIGN, Allowed, Make, Scene, new_boot
+from tests.checkpoint.scenes import SCENES
 from tests.powerloss import Log, images
 
 IMAGES = int(os.environ.get("FBCACHE_IMAGES", "5000"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fbcache import FBPool, TrackedDirectory
+from fbcache.checkpoint import progress
 from tests.directories import blobs_in, sessions_in, versions_on
 
 
@@ -138,13 +139,14 @@ def test_true_draws_a_bar_and_nothing_else_is_printed(filled, target, call, caps
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_is_closed_when_the_call_fails(filled, target, capsys):
-    from tqdm.auto import tqdm
-
-    for _ in range(3):
-        with pytest.raises(KeyError):
-            filled.save(target, ["no such name"], progress=True)
-    assert len(tqdm._instances) == 0
+def test_a_bar_is_closed_however_the_call_ends(filled, target, capsys, monkeypatch):
+    bars = []
+    real = progress._bar
+    monkeypatch.setattr(progress, "_bar", lambda what: bars.append(real(what)) or bars[-1])
+    filled.save(target, progress=True)
+    with pytest.raises(KeyError):
+        filled.save(target, ["no such name"], progress=True)
+    assert [bar.disable for bar in bars] == [True, True]
     capsys.readouterr()
 
 

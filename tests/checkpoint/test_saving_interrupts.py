@@ -190,4 +190,5 @@ def test_an_interrupt_anywhere_keeps_nothing_back_of_the_pool_and_no_half_checkp
         scenario(room)
         room.settle()
         assert list(room.pools_trouble()) == [], f"the next call after {where}"
+        room.lent.drop()
         nothing_is_left(room.pool)
