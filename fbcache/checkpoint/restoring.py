@@ -69,8 +69,8 @@ def restore(
             held, manifest = hold(directory, version, tag, before)
             try:
                 rows = _choose(manifest, wanted, directory)
-                _refuse_pickle(manifest, rows, allow_pickle)
-                if _bring(pool, directory, manifest, rows, replace, allow_pickle, meter):
+                adoptees = _adoptees(directory, manifest, rows, allow_pickle)
+                if _bring(pool, directory, manifest.head.version, adoptees, replace, meter):
                     return Checkpoint.of(manifest, directory.root)
             finally:
                 directory.loans.let_go_of_version(held)
@@ -104,21 +104,18 @@ def _too_fast(directory: Directory) -> CheckpointNotFoundError:
 def _bring(
     pool: Target,
     directory: Directory,
-    manifest: Manifest,
-    rows: Sequence[int],
+    version: int,
+    adoptees: Sequence[Adoptee],
     replace: bool,
-    allow_pickle: bool,
     meter: Meter,
 ) -> bool:
-    """Make entries of those rows; False if the checkpoint has gone before its blobs were held."""
-    version = manifest.head.version
-    adoptees = [_adoptee(directory, version, manifest, row, allow_pickle) for row in rows]
+    """Make these entries; False if the checkpoint has gone before its blobs were held."""
     directory.loans.borrow_all(version, [adoptee.token.key for adoptee in adoptees])
     try:
         # A writer of this process may have looked for loans just before.
         if not directory.versions.has(version):
             return False
-        meter.begin(sum(manifest.blobs[row].nbytes for row in rows))
+        meter.begin(sum(adoptee.nbytes for adoptee in adoptees))
         meter.end()  # what the caller's function raises comes before any change
         _take_in(pool, adoptees, replace)
     finally:
@@ -139,26 +136,38 @@ def check_names(names: Iterable[Hashable]) -> list[Hashable]:
     return list(dict.fromkeys(names))
 
 
-def _choose(manifest: Manifest, names: Iterable[Hashable] | None, directory: Directory) -> Sequence[int]:
-    """The rows of the manifest that are meant."""
+def _choose(
+    manifest: Manifest, names: Iterable[Hashable] | None, directory: Directory
+) -> Sequence[int] | None:
+    """The rows of the manifest that are meant; None for all."""
     if names is None:
-        return range(manifest.head.count)
-    rows = {name: row for row, name in enumerate(manifest.names)}
-    chosen = []
+        return None
+    lacking = set(names)
+    found = {name: row for row, name in enumerate(manifest.names) if name in lacking}
+    rows = []
     for name in names:
-        if name not in rows:
+        if name not in found:
             raise KeyError(f"version {manifest.head.version} in {directory.root} has no entry named {name!r}")
-        chosen.append(rows[name])
-    return chosen
+        rows.append(found[name])
+    return rows
 
 
-def _refuse_pickle(manifest: Manifest, rows: Iterable[int], allowed: bool) -> None:
-    if allowed:
-        return
-    for row in rows:
-        pickled = manifest.blobs[row].pickled
-        if pickled is not None:
-            refuse_pickle(manifest.names[row], pickled)
+def _adoptees(
+    directory: Directory, manifest: Manifest, rows: Sequence[int] | None, allow_pickle: bool
+) -> list[Adoptee]:
+    """What the rows are to become. Each is read once, for they are made when they are asked for."""
+    names, keys, blobs = manifest.names, manifest.keys, manifest.blobs
+    if rows is None:
+        triples = zip(names, keys, blobs, strict=True)
+    else:
+        triples = zip(*([column[row] for row in rows] for column in (names, keys, blobs)), strict=True)
+    adoptees = []
+    for name, key, blob in triples:
+        if blob.pickled is not None and not allow_pickle:
+            refuse_pickle(name, blob.pickled)
+        loan = CheckpointLoan(directory.loans, manifest.head.version, key, blob.digest, blob.disk_bytes)
+        adoptees.append(Adoptee(name, _token(key, blob, allow_pickle), blob.nbytes, loan))
+    return adoptees
 
 
 def refuse_pickle(name: Hashable, pickled: str) -> None:
@@ -169,12 +178,6 @@ def refuse_pickle(name: Hashable, pickled: str) -> None:
         f"{kind}. If you trust whoever wrote it, pass allow_pickle=True",
         path,
     )
-
-
-def _adoptee(directory: Directory, version: int, manifest: Manifest, row: int, allow_pickle: bool) -> Adoptee:
-    blob, key = manifest.blobs[row], manifest.keys[row]
-    loan = CheckpointLoan(directory.loans, version, key, blob.digest, blob.disk_bytes)
-    return Adoptee(manifest.names[row], _token(key, blob, allow_pickle), blob.nbytes, loan)
 
 
 def _token(key: UUID, blob: Blob, allow_pickle: bool) -> Token:

@@ -478,6 +478,7 @@ for _ in range(200):
         ({"meta": {"a": DEEP}}, TypeError, "levels deep"),
         ({"meta": {"a": [0] * 200_000}}, TypeError, "parts"),
         ({"change_key": 3}, TypeError, "function of the checkpoint"),
+        ({"names": "x"}, TypeError, r"pass \['x'\]"),
         ({"names": 3}, TypeError, "."),
         ({"names": [[]]}, TypeError, "."),
         ({"names": ["no"]}, KeyError, "'no'"),

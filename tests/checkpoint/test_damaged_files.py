@@ -483,6 +483,14 @@ def test_a_tree_that_lies_is_damage_and_allocates_little(file, lie, writable):
     assert peak < 2 * len(raw) + MIB
 
 
+@pytest.mark.parametrize("tag", [tags.BYTES, tags.BYTEARRAY])
+def test_bytes_that_name_one_buffer_many_times_are_damage_and_are_not_copied_out(file, tag):
+    tree = msgpack.packb([L, [[tag, 0]] * 100])
+    raw = b"".join(pack(KEY, Frames("msgpack", tree, [bytes(MIB)])).pieces)
+    for writable in (False, True):
+        assert peak_of(lambda w=writable: file.read(raw, writable=w), CorruptBlobError) < 2 * len(raw) + MIB
+
+
 def test_an_honest_large_tree_is_what_it_says(file):
     """The walk before the building refuses nothing that is right."""
     for value in ([[n, str(n)] for n in range(20_000)], {n: n for n in range(20_000)}, {"x": "y" * 100_000}):

@@ -486,6 +486,13 @@ def test_register_gives_an_entry_without_loading_it(pool, make_pool, target):
     other.validate()
 
 
+def test_a_registered_value_may_be_read_in_one_line(pool, make_pool, target):
+    """A guard keeps the handle that it came from."""
+    key = pool.put("x", np.arange(3)).persist(target)
+    with make_pool().register(target, key).load() as value:
+        assert value.sum() == 3
+
+
 def test_registering_a_key_that_is_absent_changes_nothing(pool, target, make_pool):
     key = pool.put("x", 1).persist(target)
     other = make_pool()
