@@ -93,6 +93,7 @@ def persisted_synced_and_deleted(make: Make) -> Iterator[Scene]:
     scene.sync(pool, "a", "c")
     for key in list(scene.allowed.pinned):
         scene.delete(key)
+    scene.mutate(pool, "b")
     scene.persist(pool, "b")
     scene.reopen()  # what is pinned by a process that did not sync is not durable yet
     scene.sync(pool, "b")
