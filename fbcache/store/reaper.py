@@ -5,9 +5,10 @@ blobs, and of manifests, which it keeps from being the last ones to go.
 
 Guarantees:
 
-- A session is reaped only when its owner is known to be dead *and* its lock is free. One of another user is
-  left alone, and one without an owner's file is if it is empty: its owner may be making it. One that holds
-  blobs or manifests had an owner, whose file a power loss has taken or torn: there the lock alone tells.
+- A session is reaped only when its owner is known to be dead *and* its lock is free. One of another user
+  is left alone, and one without an owner's file is if it is empty and young: its owner may be making it.
+  One that holds blobs or manifests had an owner, whose file a power loss has taken or torn: there the
+  lock alone tells.
 - Only names that fbcache gives are removed (invariant 13), and no symbolic link is followed: from
   the session's directory down everything is done relative to open directories, so that
   nobody who may write to the base can turn it elsewhere.
@@ -24,6 +25,7 @@ import errno
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,6 +39,9 @@ LEASE = "lease.lock"
 
 #: More than an owner's file ever holds.
 _OWNER_MOST = 4096
+
+#: Seconds after which a session without an owner's file was given up by its maker.
+_STILLBORN = 3600.0
 
 _SESSION_NAME = re.compile(r"session-[0-9a-f]{32}")
 _SHARD_NAME = re.compile(r"[0-9a-f]{2}")
@@ -110,9 +115,8 @@ def _reap_open(directory: int, disk: Disk) -> bool:
         return False
     # First the owner, then the lock: probing it must not get in the way of one who is making a session.
     raw = _read_owner(directory, disk)
-    torn = _is_torn(raw)
-    if torn:
-        if not _is_filled(directory, disk):
+    if _is_torn(raw):
+        if not _is_filled(directory, disk) and not _is_old(directory, disk):
             return False
     else:
         owner = Owner.from_bytes(raw)
@@ -153,6 +157,11 @@ def _is_torn(raw: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
+
+
+def _is_old(directory: int, disk: Disk) -> bool:
+    """Whether whoever was making this session, which takes milliseconds, must have died over it."""
+    return time.time() - disk.fstat(directory).st_mtime > _STILLBORN
 
 
 def _is_filled(directory: int, disk: Disk) -> bool:
