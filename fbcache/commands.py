@@ -6,6 +6,8 @@ import click
 
 from fbcache import __version__
 from fbcache.demo.command import demo
+from fbcache.recorder.command import events
+from fbcache.saga.command import saga
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,3 +17,5 @@ def fbcache() -> None:
 
 
 fbcache.add_command(demo)
+fbcache.add_command(events)
+fbcache.add_command(saga)

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import get_ident
+from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 from uuid import UUID
 
 from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import CorruptBlobError, FBCacheError, ForkedPoolError, StorageError
+from fbcache.events import EventKind
 from fbcache.freezing import Owners, deep_copy, take_over, thaw
 from fbcache.residency import Residency
 from fbcache.sizeof import Measure, measure
@@ -139,6 +141,11 @@ class Guard(Hold):
         """Enter if the value is in memory and free now."""
         raise NotImplementedError
 
+    @property
+    def wanted(self) -> Entry:
+        """The entry that the guard is for."""
+        return self._entry
+
     def _bind(self) -> Entry:
         """Return the entry, or the one that has taken over its name since ``get``."""
         self._residency.check_open()
@@ -173,9 +180,19 @@ class Guard(Hold):
     def _carry_out(self, order: LoadOrder) -> None:
         try:
             self._engine.spiller.load(order)
-        except (CorruptBlobError, StorageError):
+        except (CorruptBlobError, StorageError) as error:
             self._residency.check_open()  # the blob went with the pool
+            self._tell(order, error)
             raise
+        except Exception as error:
+            self._tell(order, error)
+            raise
+
+    def _tell(self, order: LoadOrder, error: Exception) -> None:
+        log, entry = self._residency.log, order.entry
+        if log is not None:
+            seconds = monotonic() - order.since
+            log.tell(EventKind.ERROR, entry, order.token.key, entry.nbytes, seconds, error)
 
     def _miss(self) -> None:
         if not self._missed:
@@ -382,6 +399,7 @@ class _Former:
     key: UUID | None
     exposed: bool
     token: Token | None
+    since: float = field(default_factory=monotonic)
 
 
 class WriteGuard(Guard):
@@ -556,7 +574,10 @@ class WriteGuard(Guard):
         if former is None:
             return
         self._release(former)
-        self._entry.exact = size.exact
+        entry, log = self._entry, self._residency.log
+        if log is not None and entry.state is State.MUTATING:  # else the pool was closed
+            log.note(EventKind.MUTATION, entry, former.key, size.nbytes, monotonic() - former.since)
+        entry.exact = size.exact
         self._put_back(value, size.nbytes)
 
     def _put_back(self, value: Any, nbytes: int) -> None:

@@ -14,8 +14,9 @@ from fbcache.captures import Capture
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.saver import Source, bring_one
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of
-from fbcache.entry import Entry
+from fbcache.entry import Entry, Token
 from fbcache.errors import PickleRefusedError
+from fbcache.events import telling
 
 
 def persist(
@@ -78,6 +79,15 @@ def _bring_in(
 ) -> UUID:
     token = capture.token
     assert token is not None
+    with telling(source.residency.log, entry, directory.root) as outcome:
+        outcome.key, outcome.nbytes = token.key, token.nbytes
+        _claim_and_pin(source, directory, entry, token, allow_pickle)
+    return token.key
+
+
+def _claim_and_pin(
+    source: Source, directory: Directory, entry: Entry, token: Token, allow_pickle: bool
+) -> None:
     claimed: list[UUID] = []
     try:
         (blob,) = directory.claim([token.key], claimed)
@@ -94,7 +104,6 @@ def _bring_in(
         source.residency.run(source.residency.know, [token])
     finally:
         directory.disclaim(claimed)
-    return token.key
 
 
 def _release(source: Source, captures: list[Capture]) -> None:
