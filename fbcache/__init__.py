@@ -4,6 +4,8 @@ The map of the house, from the street to the cellar; each room imports only from
 
 ``cli``, ``commands``, ``demo``, ``shell``
     what people start from a terminal
+``recorder``, ``saga``, ``actors``
+    services beside the pool: records of what happened, runs and states that survive their process
 ``pool``
     ``FBPool``: names, and the public face; decides nothing itself
 ``engine``
@@ -20,8 +22,8 @@ The map of the house, from the street to the cellar; each room imports only from
     the acts, outside the lock, and the threads that do them
 ``keys``, ``entry``
     one value's life: key, states, lock
-``waiting``, ``lru``, ``freezing``, ``sizeof``, ``stats``, ``memory``
-    waiting in threads and tasks, orders of eviction, read-only values, sizes, figures, limits
+``waiting``, ``lru``, ``freezing``, ``sizeof``, ``stats``, ``events``, ``memory``
+    waiting in threads and tasks, orders of eviction, read-only values, sizes, figures, events, limits
 ``store``
     blobs by key: files, maps, sessions, and the one seam for system calls
 ``codec``

@@ -27,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import FBCacheError, PoolClosedError
+from fbcache.events import EventLog
 from fbcache.keys import KeyIndex
 from fbcache.waiting import Answer, Hold
 from fbcache.workers import Workers
@@ -61,6 +62,8 @@ class Books:
         self._deletions: deque[Token] = deque()
         self.deleting_count = 0  # of those, being deleted now
         self.delete_job: Callable[[], None] = _nothing
+        # What a recorder is to hear, if there is one.
+        self.log: EventLog | None = None
         self._workers = workers
         self._mend = mend
         self.hits = self.misses = self.loads = self.spills = 0
@@ -73,9 +76,11 @@ class Books:
 
     def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Decide something: call ``act`` under the lock, then let values die outside it."""
+        within = False
         try:
             with self.lock:
                 if self._deciding:  # the collector has run a finalizer that calls the pool
+                    within = True
                     return act(*args, **kwargs)
                 try:
                     self._deciding = True
@@ -92,6 +97,9 @@ class Books:
                 finally:
                     self._deciding = False
         finally:
+            log = self.log
+            if log is not None and log.untold and not within:
+                log.hand_over()
             if self._garbage or self._answers:
                 self._clear()
         return result

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from fbcache.books import Books
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, next_state
+from fbcache.events import EventKind
 from fbcache.freezing import Ghost
 from fbcache.lru import Chain, Policy
 from fbcache.waiting import Answer, Hold, Waiter
@@ -118,7 +119,11 @@ class Budget(Books):
     def let_go_on(self, waiter: Waiter, error: BaseException | None = None) -> None:
         """Take a waiter out of the line for room, and wake it."""
         self.room.remove(waiter)
-        self.stall_seconds += time.monotonic() - waiter.since
+        seconds = time.monotonic() - waiter.since
+        self.stall_seconds += seconds
+        if self.log is not None:
+            hold = waiter.hold
+            self.log.note_stall(waiter.entry if hold is None else hold.wanted, seconds)
         waiter.wake(error)
 
     def _let_in(self) -> None:
@@ -229,6 +234,9 @@ class Budget(Books):
         if ghost is not None:
             self.ghosts.add(entry)
         self.evictions += 1
+        if self.log is not None and entry.token is not None:
+            seconds, entry.token.seconds = entry.token.seconds, 0.0
+            self.log.note(EventKind.EVICTION, entry, entry.token.key, entry.nbytes, seconds)
         if entry.reloaded:
             self.clean_evictions += 1
         self._garbage.append((entry, value))

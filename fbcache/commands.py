@@ -6,6 +6,8 @@ import click
 
 from fbcache import __version__
 from fbcache.demo.command import demo
+from fbcache.recorder.command import events
+from fbcache.saga.command import saga
 from fbcache.shell.checking import verify
 from fbcache.shell.details import info
 from fbcache.shell.exporting import export
@@ -22,5 +24,5 @@ def fbcache() -> None:
     """
 
 
-for command in (demo, ls, info, verify, export, gc):
+for command in (demo, ls, info, verify, export, gc, events, saga):
     fbcache.add_command(command)

@@ -26,6 +26,7 @@ from fbcache import audit
 from fbcache.codec.frames import Codec
 from fbcache.entry import Entry
 from fbcache.errors import FBCacheError, FBCacheWarning, ForkedPoolError, PoolClosedError, StorageError
+from fbcache.events import EventLog, Sink
 from fbcache.lru import make_policy
 from fbcache.residency import Residency
 from fbcache.spill import Spiller
@@ -47,6 +48,8 @@ class Engine:
         Taken over: closed with the engine.
     session : Session or None
         The directory that ``store`` is in, if it is the pool's own.
+    events : Sink or None
+        Who hears what the pool does; stays the caller's.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Engine:
         policy: str | type[cachetools.Cache[Any, Any]],
         io_threads: int,
         verify: str,
+        events: Sink | None = None,
     ) -> None:
         order = make_policy(policy, budget)
         self.names: dict[Hashable, Entry] = {}
@@ -69,6 +73,8 @@ class Engine:
         self._closed = False
         self.workers = Workers(io_threads, name="fbcache")
         self.residency = Residency(budget, order, self.workers, verify=verify, mend=audit.mend)
+        if events is not None:
+            self.residency.log = EventLog(events)
         self.spiller = Spiller(self.residency, codec, store)
         self.residency.write_job = self.spiller.write_next
         self.residency.delete_job = self.spiller.delete_next
@@ -107,6 +113,8 @@ class Engine:
                 FBCacheWarning,
                 stacklevel=4,
             )
+        if residency.log is not None:
+            residency.log.warn_of_missed(stacklevel=4)
 
     def collected(self) -> None:
         """Close from a finalizer: the workers do it (invariant 7)."""

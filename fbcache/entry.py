@@ -142,9 +142,11 @@ class Token:
         pool, or the disk has failed to make it durable.
     allow_pickle : bool
         Whether code from it may run; so for what this pool has written.
+    seconds : float
+        How long its write took, until a recorder has heard of it.
     """
 
-    __slots__ = ("allow_pickle", "key", "nbytes", "shares", "unverified")
+    __slots__ = ("allow_pickle", "key", "nbytes", "seconds", "shares", "unverified")
 
     def __init__(
         self, key: UUID, nbytes: int, *, unverified: bool = False, allow_pickle: bool = True
@@ -154,6 +156,7 @@ class Token:
         self.shares = 1
         self.unverified = unverified
         self.allow_pickle = allow_pickle
+        self.seconds = 0.0
 
 
 class Entry(Node):

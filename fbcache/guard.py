@@ -16,11 +16,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Mapping
 from threading import get_ident
+from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 
 from fbcache.entry import MISSING, Entry, Event, State, next_state
 from fbcache.errors import CorruptBlobError, FBCacheError, ForkedPoolError, StorageError
+from fbcache.events import EventKind
 from fbcache.residency import Residency
 from fbcache.spill import LoadOrder, Spiller
 from fbcache.store.protocol import BlobStore
@@ -147,6 +149,11 @@ class Guard(Hold):
         """Enter if the value is in memory and free now."""
         raise NotImplementedError
 
+    @property
+    def wanted(self) -> Entry:
+        """The entry that the guard is for."""
+        return self._entry
+
     def _bind(self) -> Entry:
         """Return the entry, or the one that has taken over its name since ``get``."""
         self._residency.check_open()
@@ -181,9 +188,19 @@ class Guard(Hold):
     def _carry_out(self, order: LoadOrder) -> None:
         try:
             self._engine.spiller.load(order)
-        except (CorruptBlobError, StorageError):
+        except (CorruptBlobError, StorageError) as error:
             self._residency.check_open()  # the blob went with the pool
+            self._tell(order, error)
             raise
+        except Exception as error:
+            self._tell(order, error)
+            raise
+
+    def _tell(self, order: LoadOrder, error: Exception) -> None:
+        log, entry = self._residency.log, order.entry
+        if log is not None:
+            seconds = monotonic() - order.since
+            log.tell(EventKind.ERROR, entry, order.token.key, entry.nbytes, seconds, error)
 
     def _miss(self) -> None:
         if not self._missed:

@@ -30,6 +30,7 @@ from fbcache.codec.frames import Codec
 from fbcache.engine import Engine
 from fbcache.entry import MISSING, Entry, State
 from fbcache.errors import InternalError, PutTimeoutError
+from fbcache.events import Sink, telling
 from fbcache.freezing import deep_copy, take_over
 from fbcache.guard import ReadGuard
 from fbcache.handle import Fb
@@ -77,6 +78,10 @@ class FBPool:
         pool did not write itself, at every load, or never. Headers are always checked.
     put_timeout : float, optional
         Most seconds that ``put`` and ``insert`` wait for memory to come free. Default: no limit.
+    events : Recorder, optional
+        Who takes a :class:`~fbcache.events.PoolEvent` for each eviction, load, stall, mutation, persist
+        and error: a recorder, which stays the caller's to close, or any object with such a ``save``. What
+        it does not take is counted, and ``drain`` or ``close`` warns of it.
 
     Raises
     ------
@@ -105,6 +110,7 @@ class FBPool:
         mmap: bool = True,
         verify: Literal["first", "always", "never"] = "first",
         put_timeout: float | None = None,
+        events: Sink | None = None,
     ) -> None:
         budget = default_budget() if memory is None else parse_size(memory)
         limits = StoreLimits(
@@ -117,6 +123,7 @@ class FBPool:
         threads = _check_threads(io_threads)
         _check_part("codec", codec, "encode", "decode", "name")
         _check_part("store", store, "write", "read", "delete", "close")
+        _check_part("events", events, "save")
         session = None
         if store is None:
             session = Session.open(directory)
@@ -130,6 +137,7 @@ class FBPool:
                 policy=policy,
                 io_threads=threads,
                 verify=verify,
+                events=events,
             )
         except BaseException:
             if session is not None:
@@ -197,6 +205,7 @@ class FBPool:
         residency.check_open()
         entry = _make_entry(value, copy, nbytes)
         del value
+        entry.name = None if name is MISSING else name
         fb = Fb(self)
         fb._own(entry)
         try:
@@ -619,11 +628,15 @@ class FBPool:
         directory = directory_of(tracked, write=True)
         self._engine.residency.check_open()
         with (
+            telling(self._engine.residency.log, None, directory.root) as outcome,
             Meter(progress, f"save {directory.root}") as meter,
             saving(directory, wait=wait, allow_pickle=allow_pickle) as saver,
         ):
             saver.gather_named(self._engine, names, self._unknown, meter)
-            return saver.finish(tag, keep, meta, change_key, meter)
+            checkpoint = saver.finish(tag, keep, meta, change_key, meter)
+            outcome.nbytes = checkpoint.nbytes
+            outcome.detail = f"checkpoint {checkpoint.version} in {directory.root}"
+        return checkpoint
 
     def restore(
         self,
@@ -801,17 +814,21 @@ class FBPool:
         StorageError, UnsupportedTypeError
             The first error of a background write that no call has raised yet. Its value is
             still in memory. A second call does not raise it again.
+
+        Warns of events that the pool's recorder did not take.
         """
         residency = self._engine.residency
         residency.check_open()
         while (waiter := residency.run(residency.idle)) is not None:
             waiter.run()
         error = residency.run(residency.take_background_error)
-        if error is not None:
-            try:
+        try:
+            if error is not None:
                 raise error
-            finally:
-                del error  # it refers to this frame
+            if residency.log is not None:
+                residency.log.warn_of_missed(stacklevel=2)
+        finally:
+            del error  # it refers to this frame
 
     # ---------------------------------------------------------------------------- insight
 

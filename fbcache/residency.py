@@ -13,11 +13,13 @@ Guarantees
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from fbcache.adoption import Adoption
 from fbcache.entry import Entry, Event, State, Token, next_state
 from fbcache.errors import PoolClosedError
+from fbcache.events import EventKind
 from fbcache.lru import Policy
 from fbcache.spill import LoadOrder, WriteOrder
 from fbcache.waiting import Waiter
@@ -66,6 +68,7 @@ class Residency(Adoption):
         entry = order.entry
         self._write_ended(entry, Event.WRITTEN)
         token = Token(order.key, disk_bytes)
+        token.seconds = monotonic() - order.since
         self.spills += 1
         self.bytes_written += disk_bytes
         self.suspended = False
@@ -93,6 +96,9 @@ class Residency(Adoption):
         entry = order.entry
         self._write_ended(entry, Event.WRITE_FAILED)
         self.errors += 1
+        if self.log is not None:
+            seconds = monotonic() - order.since
+            self.log.note(EventKind.ERROR, entry, order.key, entry.nbytes, seconds, error)
         if entry.state is not State.DROPPED:
             entry.stuck = hopeless
             self.suspended = self.suspended or not hopeless
@@ -172,6 +178,9 @@ class Residency(Adoption):
             order.token.unverified = False
         self.loads += 1
         self.bytes_read += order.token.nbytes
+        if self.log is not None:
+            seconds = monotonic() - order.since
+            self.log.note(EventKind.LOAD, entry, order.token.key, entry.nbytes, seconds)
         self.release_token(order.token)
         self.wake_watchers(entry)
 
@@ -248,6 +257,8 @@ class Residency(Adoption):
         self.forget_deleted(token)
         if error is not None:
             self.errors += 1
+            if self.log is not None:
+                self.log.note(EventKind.ERROR, None, token.key, token.nbytes, why=error)
             self._keep_for_later(error)
 
     # ----------------------------------------------------------------- resize and close

@@ -10,7 +10,8 @@ Guarantees
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -23,18 +24,19 @@ from fbcache.store.protocol import BlobStore
 
 @dataclass(frozen=True, slots=True)
 class WriteOrder:
-    """Write ``value``, which is the content of ``entry``, under ``key``."""
+    """Write ``value``, which is the content of ``entry``, under ``key``; decided at ``since``."""
 
     entry: Entry
     key: UUID
     value: Any
+    since: float = field(default_factory=monotonic)
 
 
 @dataclass(slots=True)
 class LoadOrder:
     """Load the blob of ``token`` for ``entry``, for writing or for reading only.
 
-    ``started`` once somebody acts on it; ``open`` until its outcome is known.
+    ``started`` once somebody acts on it; ``open`` until its outcome is known; decided at ``since``.
     """
 
     entry: Entry
@@ -43,6 +45,7 @@ class LoadOrder:
     verify: bool
     started: bool = False
     open: bool = True
+    since: float = field(default_factory=monotonic)
 
 
 class Decisions(Protocol):

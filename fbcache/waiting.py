@@ -70,6 +70,11 @@ class Hold:
         self.next: Hold | None = None
         self.prev: Hold | None = None
 
+    @property
+    def wanted(self) -> Any:
+        """The entry that the guard is for."""
+        raise NotImplementedError
+
     def withdraw(self) -> None:
         """Leave the lock, or the line, and undo what entering has come to. Under the lock."""
         raise NotImplementedError

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from types import TracebackType
 from typing import Any
 from uuid import UUID
 
 from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import ForkedPoolError
+from fbcache.events import EventKind
 from fbcache.freezing import Owners, deep_copy, take_over, thaw
 from fbcache.guard import Engine, Guard, not_entered
 from fbcache.sizeof import Measure, measure
@@ -32,6 +34,7 @@ class _Former:
     key: UUID | None
     exposed: bool
     token: Token | None
+    since: float = field(default_factory=monotonic)
 
 
 class WriteGuard(Guard):
@@ -206,7 +209,10 @@ class WriteGuard(Guard):
         if former is None:
             return
         self._release(former)
-        self._entry.exact = size.exact
+        entry, log = self._entry, self._residency.log
+        if log is not None and entry.state is State.MUTATING:  # else the pool was closed
+            log.note(EventKind.MUTATION, entry, former.key, size.nbytes, monotonic() - former.since)
+        entry.exact = size.exact
         self._put_back(value, size.nbytes)
 
     def _put_back(self, value: Any, nbytes: int) -> None:

@@ -18,6 +18,7 @@ from fbcache.checkpoint.saver import Source, fetcher
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of
 from fbcache.entry import Entry
 from fbcache.errors import CorruptBlobError, PickleRefusedError, StorageError, UnsupportedTypeError
+from fbcache.events import telling
 
 
 def persist(
@@ -35,7 +36,7 @@ def persist(
         captures[0].wait()
         return _finish(source, directory, entry, captures[0], allow_pickle)
     finally:
-        _release(source, captures)
+        release(source, captures)
 
 
 def spawn_persist(
@@ -58,10 +59,10 @@ def spawn_persist(
         try:
             key = _finish(source, directory, entry, mine[0], allow_pickle)
         except BaseException as error:
-            _release(source, mine)
+            release(source, mine)
             future.set_exception(error)
         else:
-            _release(source, mine)
+            release(source, mine)
             future.set_result(key)
 
     future.set_running_or_notify_cancel()
@@ -69,7 +70,7 @@ def spawn_persist(
         residency = source.residency
         residency.run(residency.capture, [entry], captures, lambda: source.workers.submit(finish))
     except BaseException:
-        _release(source, captures)
+        release(source, captures)
         raise
     return future
 
@@ -79,21 +80,24 @@ def _finish(source: Source, directory: Directory, entry: Entry, capture: Capture
     try:
         capture.raise_error()
         with directory.tenancies.writing():
-            return _bring_in(source, directory, entry, capture, allow_pickle)
+            return pin_captured(source, directory, entry, capture, allow_pickle)
     except (CorruptBlobError, StorageError, UnsupportedTypeError) as error:
         source.residency.check_open()  # the blob went with the pool
         error.add_note(f"while persisting {entry!r}")
         raise
 
 
-def _bring_in(
+def pin_captured(
     source: Source, directory: Directory, entry: Entry, capture: Capture, allow_pickle: bool
 ) -> UUID:
+    """Bring what was captured, and has its blob by now, into ``directory``, and pin it; return its key."""
     token = capture.token
     assert token is not None
-    # First: whoever finds the blob there, and registers it, is to share the token.
-    source.residency.run(source.residency.know, [token])
-    directory.persist(token.key, fetcher(source, token), partial(_check, entry, allow_pickle))
+    with telling(source.residency.log, entry, directory.root) as outcome:
+        outcome.key, outcome.nbytes = token.key, token.nbytes
+        # First: whoever finds the blob there, and registers it, is to share the token.
+        source.residency.run(source.residency.know, [token])
+        directory.persist(token.key, fetcher(source, token), partial(_check, entry, allow_pickle))
     return token.key
 
 
@@ -107,6 +111,7 @@ def _check(entry: Entry, allow_pickle: bool, blob: Blob) -> None:
         )
 
 
-def _release(source: Source, captures: list[Capture]) -> None:
+def release(source: Source, captures: list[Capture]) -> None:
+    """Give up all that ``captures`` have."""
     while captures:
         source.residency.run(source.residency.release_capture, captures.pop())
