@@ -5,8 +5,7 @@ Guarantees
 - No call waits for an action, except ``shutdown`` when told to. Those that write or read the store
   (``saga_create``, ``saga_resume``, ``recover``) wait for the store, in the caller's thread.
 - The record of a new saga is durable before ``saga_create`` returns.
-- A started saga ends: its future is resolved once no step of it is under way. Cancelling the future does
-  nothing to the saga.
+- A started saga ends: its future is resolved once no step of it is under way. Cancelling that is harmless.
 
 Threads and locks
 -----------------
@@ -84,8 +83,7 @@ class SagaExecutor:
         )
 
     def __repr__(self) -> str:
-        state = "open" if self._open else "closed"
-        return f"<SagaExecutor on {self._store!r}: {len(self._sagas)} sagas, {state}>"
+        return f"<SagaExecutor, {'open' if self._open else 'closed'}: {len(self._sagas)} sagas>"
 
     # --------------------------------------------------------------------------- beginning
 
