@@ -16,10 +16,10 @@ from fbcache.recorder import Recorder, SqliteStorage
 NOW = datetime.now().timestamp()
 
 EVENTS = [
-    PoolEvent(NOW - 7200, EventKind.EVICTION, "'train'", "a1" * 16, 8_000_000, 0.25),
-    PoolEvent(NOW - 600, EventKind.LOAD, "'train'", "a1" * 16, 8_000_000, 0.0125),
-    PoolEvent(NOW - 60, EventKind.STALL, "('tile', 3)", None, 1234, 1.5),
-    PoolEvent(NOW - 5, EventKind.ERROR, None, "b2" * 16, 0, 0.0, "StorageError: [bold]no\x1b[31m room"),
+    PoolEvent(NOW - 90 * 86400, EventKind.EVICTION, "'train'", "a1" * 16, 8_000_000, 0.25),
+    PoolEvent(NOW - 30 * 86400, EventKind.LOAD, "'train'", "a1" * 16, 8_000_000, 0.0125),
+    PoolEvent(NOW - 8 * 86400, EventKind.STALL, "('tile', 3)", None, 1234, 1.5),
+    PoolEvent(NOW - 3 * 86400, EventKind.ERROR, None, "b2" * 16, 0, 0.0, "StorageError: [bold]no\x1b[31m room"),
 ]
 
 
@@ -64,10 +64,10 @@ def test_the_table_has_every_event_with_its_figures(path):
         (("--name", "'train'"), ["eviction", "load"]),
         (("--name", "('tile', 3)"), ["stall"]),
         (("--key", "b2" * 16), ["error"]),
-        (("--since", "15min"), ["load", "stall", "error"]),
-        (("--until", "1.5h"), ["eviction"]),
-        (("--since", "1d", "--until", "30s"), ["eviction", "load", "stall"]),
-        (("--since", (datetime.now() - timedelta(minutes=2)).isoformat()), ["stall", "error"]),
+        (("--since", "45d"), ["load", "stall", "error"]),
+        (("--until", "60d"), ["eviction"]),
+        (("--since", "1000d", "--until", "5d"), ["eviction", "load", "stall"]),
+        (("--since", (datetime.now() - timedelta(days=10)).isoformat()), ["stall", "error"]),
         (("--limit", "2"), ["stall", "error"]),
         (("--limit", "0"), []),
         (("--kind", "mutation"), []),
