@@ -26,8 +26,8 @@ def test_closing_the_pool_while_a_save_is_at_the_link_is_a_closed_pool(make_pool
         assert isinstance(saving.error(), PoolClosedError)
 
 
-def test_a_drain_after_spawn_persist_means_that_the_write_is_done(make_faulty_pool, tmp_path, spawn, sleepers):
-    pool, disk = make_faulty_pool(io_threads=1)
+def test_a_drain_after_spawn_persist_means_that_the_write_is_done(make_pool, tmp_path, spawn, sleepers):
+    pool = make_pool(io_threads=1)
     go, begun = threading.Event(), threading.Event()
     pool._engine.workers.submit(lambda: (begun.set(), go.wait(30)))
     begun.wait(30)
