@@ -1,10 +1,10 @@
 """A process that saves until it is killed: the program of the children in test_kills.py.
 
-``killed_child.py DIR SPILLS`` imports everything once, and then, for each line ``count seed n`` on its
-standard input, forks a saver: it restores the newest checkpoint of DIR, makes ``count`` saves, and kills
-itself at its ``n``-th system call on files, if ``n`` is not 0. What there is to say goes to standard output,
-unbuffered: ``pid P``, ``saved N`` when a save has returned, ``calls N`` at the end, and, once it is dead,
-``ended STATUS``.
+``killed_child.py DIR SPILLS`` imports everything once, and then, for each line ``count seed n since`` on
+its standard input, forks a saver: it opens DIR, restores the newest checkpoint, makes ``count`` saves, and
+kills itself at its ``n``-th system call on files, if ``n`` is not 0, counted since ``opening`` or ``saving``.
+What there is to say goes to standard output, unbuffered: ``pid P``, ``saved N`` when a save has returned,
+``calls N`` at the end, and, once it is dead, ``ended STATUS``.
 
 What a save of a given number holds is a function of that number: see :func:`content`.
 """
@@ -80,13 +80,17 @@ def say(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
-def save_until_killed(tracked: str, spill: str, count: int, seed: int, n: int) -> None:
+def save_until_killed(tracked: str, spill: str, count: int, seed: int, n: int, since: str) -> None:
     say(f"pid {os.getpid()}")
     rng, disk = Random(seed), CountingDisk(n)
+    if since == "saving":
+        disk.count = -(10**9)
     pool = FBPool("1MB", store=FileStore(spill, disk=disk), io_threads=rng.choice((1, 2)))
     directory = TrackedDirectory._over(Directory(os.path.realpath(tracked), disk))
     with pool, directory:
         former = newest(pool, directory)
+        if since == "saving":
+            disk.count = 0
         for number in range(former + 1, former + count + 1):
             for name in changed(number):
                 change(pool, name, number, rng)
@@ -115,13 +119,13 @@ def change(pool: FBPool, name: str, number: int, rng: Random) -> None:
 def main() -> None:
     tracked, spills = sys.argv[1:]
     for line in sys.stdin:
-        count, seed, n = map(int, line.split())
+        count, seed, n, since = line.split()
         spill = tempfile.mkdtemp(dir=spills)
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                save_until_killed(tracked, spill, count, seed, n)
+                save_until_killed(tracked, spill, int(count), int(seed), int(n), since)
                 status = 0
             except BaseException:
                 traceback.print_exc()

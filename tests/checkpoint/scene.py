@@ -257,8 +257,10 @@ class Scene:
     def close(self) -> None:
         self.opened.close()
         self.handles.clear()
-        while self.pools:
-            self.pools.pop().close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FBCacheWarning)  # of deletions that failed
+            while self.pools:
+                self.pools.pop().close()
 
 
 def values_of(pools: list[FBPool], names: list[str] | None = None) -> dict[Any, Value]:

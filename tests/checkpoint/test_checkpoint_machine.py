@@ -360,7 +360,7 @@ def test_a_tracked_directory_does_what_a_model_of_all_versions_does(soak: bool) 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         CheckpointMachine,
         settings=settings(
-            max_examples=400 if soak else 60,
+            max_examples=2_000 if soak else 60,
             stateful_step_count=60 if soak else 30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

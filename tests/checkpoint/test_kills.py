@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,11 +58,12 @@ class Nursery:
         self._pid = self.acknowledged = self.calls = 0
         self.status: int | None = None
 
-    def start(self, count: int, seed: int, n: int = 0) -> None:
+    def start(self, count: int, seed: int, n: int = 0, since: str = "opening") -> None:
         """Fork a saver."""
         assert self._process.stdin is not None
         self.status = None
-        self._process.stdin.write(f"{count} {seed} {n}\n".encode())
+        self.calls = 0
+        self._process.stdin.write(f"{count} {seed} {n} {since}\n".encode())
         self._hear("pid")
 
     def await_saves(self, count: int) -> None:
@@ -130,6 +132,8 @@ def check(nursery: Nursery) -> None:
     assert not leftovers(nursery.tracked, opened)
     assert opened.present == opened.named
     nursery.acknowledged = max(numbers, default=0)
+    for unborn in nursery.tracked.glob(".fbcache/readers/session-*"):
+        shutil.rmtree(unborn)  # one that may be in the making is left alone: they would pile up
 
 
 def check_versions(opened: Opened, acknowledged: int) -> list[int]:
@@ -161,17 +165,20 @@ def test_a_saver_killed_at_any_time_leaves_its_last_save_or_the_next(nursery, so
         check(nursery)
 
 
-def test_a_saver_killed_at_any_system_call_leaves_its_last_save_or_the_next(nursery, soak):
+@pytest.mark.parametrize(("since", "stride"), [("opening", 5), ("saving", 1)])
+def test_a_saver_killed_at_any_system_call_leaves_its_last_save_or_the_next(nursery, soak, since, stride):
+    nursery.start(2, seed=0)
+    assert nursery.await_end() == 0
     n = killed = rounds = 0
-    while killed < (KILLS - KILLS // 2) * (10 if soak else 1):
-        n += 1
-        nursery.start(2, seed=killed, n=n)
-        if nursery.await_end() == 0:  # there is no n-th call: begin again
+    while killed < KILLS // 4 * (10 if soak else 1):
+        n += stride
+        nursery.start(1, killed, n, since)
+        if nursery.await_end() == 0:  # there is no n-th call: begin again, with others of them
             assert n > nursery.calls
-            n = 0
             rounds += 1
+            n = rounds % stride
         else:
             assert nursery.status == -signal.SIGKILL
             killed += 1
         check(nursery)
-    assert rounds or killed < 250, "not every call had its turn"
+    assert rounds or killed < 125, "not every call had its turn"

@@ -6,6 +6,7 @@ Every test brings the save to its cut, lets something happen, lets the disk go o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from fbcache import (
     PickleRefusedError,
     PoolClosedError,
     State,
+    StorageError,
     UnsupportedTypeError,
 )
 from tests.checkpoint.cuts import (
@@ -430,10 +432,14 @@ def test_many_writes_that_fail_leave_no_capture_behind(scene: Scene) -> None:
     scene.disk.fail("writev", error=oserror(errno.EIO), nth=3, times=None)
     with pytest.raises(OSError):
         pool.save(scene.target)
+    with contextlib.suppress(StorageError):
+        pool.drain()  # one that was being written when the save gave up is nobody's but drain's
     pool.validate()
     assert not (scene.target / ".fbcache" / "checkpoints").exists() or not list(
         (scene.target / ".fbcache" / "checkpoints").iterdir()
     )
+    with contextlib.suppress(OSError):
+        pool.drain()  # what the first save had begun fails too
     scene.disk.clear()
     pool.save(scene.target)
     assert contents(scene.target) == {name: name for name in range(20)}
