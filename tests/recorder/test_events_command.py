@@ -14,12 +14,13 @@ from fbcache.events import EventKind, PoolEvent
 from fbcache.recorder import Recorder, SqliteStorage
 
 NOW = datetime.now().timestamp()
+DAY = 86400
 
 EVENTS = [
-    PoolEvent(NOW - 90 * 86400, EventKind.EVICTION, "'train'", "a1" * 16, 8_000_000, 0.25),
-    PoolEvent(NOW - 30 * 86400, EventKind.LOAD, "'train'", "a1" * 16, 8_000_000, 0.0125),
-    PoolEvent(NOW - 8 * 86400, EventKind.STALL, "('tile', 3)", None, 1234, 1.5),
-    PoolEvent(NOW - 3 * 86400, EventKind.ERROR, None, "b2" * 16, 0, 0.0, "StorageError: [bold]no\x1b[31m room"),
+    PoolEvent(NOW - 90 * DAY, EventKind.EVICTION, "'train'", "a1" * 16, 8_000_000, 0.25),
+    PoolEvent(NOW - 30 * DAY, EventKind.LOAD, "'train'", "a1" * 16, 8_000_000, 0.0125),
+    PoolEvent(NOW - 8 * DAY, EventKind.STALL, "('tile', 3)", None, 1234, 1.5),
+    PoolEvent(NOW - 3 * DAY, EventKind.ERROR, None, "b2" * 16, 0, 0.0, "StorageError: [bold]no\x1b[31m room"),
 ]
 
 
