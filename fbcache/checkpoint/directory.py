@@ -95,6 +95,7 @@ class Directory(BlobSet):
                 )
             yield
         finally:
+            right.over = True
             self._turns.release(None, right)
 
     def abandon_in_child(self) -> None:
@@ -249,13 +250,18 @@ class Directory(BlobSet):
         CorruptBlobError, StorageError
             As for :meth:`bring_in`.
         """
+        right = Right()
         try:
-            with self._changing.exclusively(key):
-                check(self._bring_in(key, fetch))
-                self._pin(key)
+            self._changing.acquire(key, right)
+            check(self._bring_in(key, fetch))
+            self._pin(key)
         except BaseException:
+            right.over = True
             self._take_back({key})
             raise
+        finally:
+            right.over = True
+            self._changing.release(key, right)
 
     def delete(self, key: UUID) -> bool:
         """Take the pin of ``key`` away, and its blob where nothing else needs it; whether the blob went.

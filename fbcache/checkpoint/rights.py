@@ -3,8 +3,8 @@
 Guarantees
 ----------
 - At most one :class:`Right` for a key is held at a time.
-- One that an interrupt kept from being released ends with its object: the holder's frame is all that keeps
-  it. Whoever waits looks up twice a second.
+- One that an interrupt kept from being released ends with its object, or when its holder has said that it
+  is over. Whoever waits looks up twice a second.
 
 ``_lock`` guards every field, and nothing else is done under it.
 """
@@ -29,12 +29,15 @@ class Right:
     ----------
     owner : int
         The thread's identifier.
+    over : bool
+        Whether its holder is through with it: a store, which no interrupt comes between.
     """
 
-    __slots__ = ("__weakref__", "owner")
+    __slots__ = ("__weakref__", "over", "owner")
 
     def __init__(self, owner: int = 0) -> None:
         self.owner = owner
+        self.over = False
 
 
 class Rights(Generic[K]):
@@ -49,13 +52,16 @@ class Rights(Generic[K]):
 
     def __contains__(self, key: object) -> bool:
         """Whether somebody holds the right for ``key``."""
-        held = self._held.get(cast(K, key))
-        return held is not None and held() is not None
+        return self._holder(cast(K, key)) is not None
+
+    def _holder(self, key: K) -> Right | None:
+        held = self._held.get(key)
+        holder = None if held is None else held()
+        return None if holder is None or holder.over else holder
 
     def owner(self, key: K) -> int | None:
         """Return the owner of the right for ``key``, if it is held."""
-        held = self._held.get(key)
-        holder = None if held is None else held()
+        holder = self._holder(key)
         return None if holder is None else holder.owner
 
     def acquire(self, key: K, right: Right, *, wait: bool = True) -> bool:
@@ -94,4 +100,5 @@ class Rights(Generic[K]):
             self.acquire(key, right)
             yield
         finally:
+            right.over = True
             self.release(key, right)
