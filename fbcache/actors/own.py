@@ -50,6 +50,7 @@ def own_snapshot(
 
     Examples
     --------
+    >>> from dataclasses import dataclass
     >>> @own_snapshot
     ... @dataclass
     ... class Counter(PersistentActor):

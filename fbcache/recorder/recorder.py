@@ -42,9 +42,11 @@ class Recorder(Generic[R]):
 
     Examples
     --------
-    >>> async with Recorder(MemoryStorage()) as recorder:
-    ...     recorder.save({"kind": "greeting"})
-    ...     found = await recorder.records(Query(kind="greeting"))
+    In a coroutine::
+
+        async with Recorder(MemoryStorage()) as recorder:
+            recorder.save({"kind": "greeting"})
+            found = await recorder.records(Query(kind="greeting"))
     """
 
     def __init__(
