@@ -6,6 +6,8 @@ A :class:`Scene` marks in the disk's log, with :class:`Allowed`, what may be fou
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -87,9 +89,13 @@ def left_by(kept: dict[int, Version], keep: int | None) -> set[int]:
 
 
 class MortalDisk(FaultyDisk):
-    """A disk on which nothing happens any more after the n-th call of any kind."""
+    """A disk on which nothing happens any more after some point; and that knows manifests from the rest."""
+
+    _last: int | None = None
+    _manifest_syncs: Callable[[], None] | None = None
 
     def die_at(self, nth: int) -> None:
+        """Make the ``nth`` call from now, of any kind, and all after it without effect."""
         with self._lock:
             self._last = len(self.log) + nth
 
@@ -98,7 +104,20 @@ class MortalDisk(FaultyDisk):
             self._last = None
         self.clear()
 
-    _last: int | None = None
+    def at_manifests_sync(self, nth: int, do: Callable[[], None], times: int = 1) -> None:
+        """Call ``do`` before the ``nth`` fsync of the directory of manifests from now."""
+        numbers = itertools.count(1)
+
+        def step() -> None:
+            if nth <= next(numbers) < nth + times:
+                do()
+
+        self._manifest_syncs = step
+
+    def fsync(self, fd: int) -> None:
+        if self._manifest_syncs is not None and os.readlink(f"/proc/self/fd/{fd}").endswith("/checkpoints"):
+            self._manifest_syncs()
+        super().fsync(fd)
 
     def _note(self, call: str) -> Any:
         if self._last is not None and len(self.log) >= self._last - 1 and not self._rules:
@@ -223,10 +242,9 @@ class Scene:
         kept = {n: version for n, version in self.allowed.kept.items() if n != number}
         self.mark(kept=kept, loose=self.allowed.loose - {number})
 
-    def dies_saving(self, pool: FBPool, nth: int) -> None:
-        """Save, and die at the ``nth`` call: none has an effect any more. Then another process opens it."""
+    def dies_saving(self, pool: FBPool) -> None:
+        """Save, and die where the disk was told to. Then another process opens it."""
         assert isinstance(self.faulty, MortalDisk)
-        self.faulty.die_at(nth)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FBCacheWarning)
             try:

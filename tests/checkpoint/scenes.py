@@ -176,12 +176,12 @@ def saves_that_fail_and_one_that_does_not(make: Make) -> Iterator[Scene]:
 
 
 def a_save_whose_manifest_is_in_doubt(make: Make) -> Iterator[Scene]:
-    for times in (1, 2):  # of the directory of manifests; the second is of taking it back
-        scene = make(FaultyDisk())
+    for times in (1, 2):  # the second sync is of taking it back
+        scene = make(disk := MortalDisk())
         pool = scene.pool(a=1)
         scene.save(pool)
         scene.mutate(pool, "a")
-        failing(scene, "fsync", errno.EIO, 5, times)
+        disk.at_manifests_sync(1, lambda disk=disk: disk.fail("fsync", error=oserror(errno.EIO)), times)
         scene.fails_to_save(pool)
         scene.put(pool, b=2)
         scene.save(pool, keep=2)
@@ -259,9 +259,22 @@ def killed_and_opened_before_the_power_fails(make: Make) -> Iterator[Scene]:
         scene.save(pool)
         scene.mutate(pool, "a", "b")
         scene.put(pool, c=3)
-        scene.dies_saving(pool, nth)
+        scene.faulty.die_at(nth)
+        scene.dies_saving(pool)
         other = scene.pool(d=4)
         scene.save(other, keep=2)
+        yield scene
+
+
+def killed_while_manifests_are_taken_away(make: Make) -> Iterator[Scene]:
+    """They may come back: what the next process sweeps on opening must not be their blobs."""
+    for nth in (1, 2):  # the first sync is of the new one
+        scene = make(disk := MortalDisk())
+        pool = scene.pool(a=1, b=2)
+        scene.save(pool)
+        scene.mutate(pool, "a", "b")
+        disk.at_manifests_sync(nth, lambda disk=disk: disk.die_at(1))
+        scene.dies_saving(pool)
         yield scene
 
 
@@ -296,6 +309,7 @@ SCENES = {
     saves_that_cannot_clean_up: 4,
     syncs_that_fail_and_one_that_does_not: 2,
     killed_and_opened_before_the_power_fails: 8,
+    killed_while_manifests_are_taken_away: 2,
     saves_across_file_systems: 2,
     saves_by_syncfs: 2,
     opened_after_power_loss_and_again: 8,

@@ -51,7 +51,7 @@ TROUBLES = st.one_of(
     ),
 )
 
-#: Which of those there are.
+#: Which of those there are; whether there are any depends on the disk's timing, so that no rule's choice may.
 PICKS = st.integers(0, 1 << 16)
 
 
@@ -64,7 +64,7 @@ class CheckpointMachine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.base = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-        self.lives = 0
+        self.lives = self.numbers = 0
         self.kept: dict[int, Version] = {}
         self.pins: dict[UUID, Value] = {}
         self.maybe: set[UUID] = set()  # what may be present, or pinned, since something failed or was lent
@@ -83,18 +83,37 @@ class CheckpointMachine(RuleBasedStateMachine):
         """Begin as a new process, after a new boot, so that those before are known to be dead."""
         self.patch.setattr(owner, "_boot_id", lambda life=self.lives: f"boot {life}")
         self.disk = FaultyDisk()
-        (spill := self.path.parent / "spill").mkdir(parents=True)
-        self.pool = FBPool("1MB", store=FileStore(str(spill), disk=self.disk), io_threads=2)
+        self.path.parent.mkdir(exist_ok=True)
         self.directory = fresh(self.path, self.disk)
-        self.values: dict[Any, Value] = {}
-        self.numbers = 0
         self.highest = 0
+        self.begin_pool()
+
+    def begin_pool(self) -> None:
+        store = FileStore(tempfile.mkdtemp(dir=self.path.parent), disk=self.disk)
+        self.pool = FBPool("1MB", store=store, io_threads=2)
+        self.values: dict[Any, Value] = {}
 
     def open(self) -> TrackedDirectory:
         return TrackedDirectory._over(self.directory)
 
-    @rule(planted=st.lists(st.sampled_from(["blob", "new blob", "pin", "new manifest"]), max_size=3))
-    def crash(self, planted: list[str]) -> None:
+    @rule(
+        crashed=st.booleans(),
+        planted=st.lists(st.sampled_from(["blob", "new blob", "pin", "new manifest"]), max_size=3),
+        back=st.sampled_from([True, True, True, False]),
+    )
+    def go_on_elsewhere(self, crashed: bool, planted: list[str], back: bool) -> None:
+        """Go on in a new process, or with a new pool, which has what it restores on loan."""
+        if crashed:
+            self.crash()
+            for what in planted:
+                self.plant(what)
+        else:
+            self.end()
+            self.begin_pool()
+        if back and self.kept:
+            self.bring_back(max(self.kept), None, True)
+
+    def crash(self) -> None:
         former = self.path
         self.pool.drain()
         self.lives += 1
@@ -103,8 +122,6 @@ class CheckpointMachine(RuleBasedStateMachine):
         self.end()
         self.lives += 1
         self.begin()
-        for what in planted:
-            self.plant(what)
         self.maybe &= self.pins.keys()
 
     def plant(self, what: str) -> None:
@@ -140,27 +157,29 @@ class CheckpointMachine(RuleBasedStateMachine):
         self.pool[name] = make(self.numbers)
         self.values[name] = exact(make(self.numbers))
 
-    @rule(name=st.sampled_from(NAMES))
-    def mutate(self, name: Any) -> None:
-        if name in self.values:
-            with self.pool.get_mut(name) as array:
-                array += 1
-                self.values[name] = exact(array)
-
-    @rule(name=st.sampled_from(NAMES))
-    def drop(self, name: Any) -> None:
-        if name in self.values:
+    @rule(pick=PICKS, drops=st.sampled_from([False, False, False, True]))
+    def change(self, pick: int, drops: bool) -> None:
+        if not self.values:
+            return
+        name = self.one_of(self.values, pick)
+        if drops:
             self.pool.delete(name)
             del self.values[name]
+            return
+        with self.pool.get_mut(name) as array:
+            array += 1
+            self.values[name] = exact(array)
 
-    @rule(name=st.sampled_from(NAMES))
-    def read(self, name: Any) -> None:
-        if name in self.values:
-            self.check_value(name)
+    @rule(pick=PICKS, evicts=st.booleans())
+    def read(self, pick: int, evicts: bool) -> None:
+        if not self.values:
+            return
+        if evicts:
+            self.pool.evict()
+        self.check_value(self.one_of(self.values, pick))
 
-    @rule()
-    def evict(self) -> None:
-        self.pool.evict()
+    def one_of(self, there: dict[Any, Any], pick: int) -> Any:
+        return list(there)[pick % len(there)]
 
     def check_value(self, name: Any) -> None:
         with self.pool.get(name) as array:
@@ -247,10 +266,20 @@ class CheckpointMachine(RuleBasedStateMachine):
         assert least.keys() <= found.keys() <= most.keys()
         self.kept = {number: most[number] for number in found}
 
-    @precondition(lambda self: self.kept)
+    @rule(really=st.booleans())
+    def forget_all(self, really: bool) -> None:
+        """What the pool has on loan stays readable."""
+        while really and self.kept:
+            self.forget_one(0, None, False)
+
     @rule(pick=PICKS, trouble=TROUBLES, by_tag=st.booleans())
     def forget(self, pick: int, trouble: Any, by_tag: bool) -> None:
-        which: Any = sorted(self.kept)[pick % len(self.kept)]
+        if not self.kept:
+            return
+        self.forget_one(pick, trouble, by_tag)
+
+    def forget_one(self, pick: int, trouble: Any, by_tag: bool) -> None:
+        which: Any = self.one_of(self.kept, pick)
         number = which
         if by_tag and (tag := self.kept[which].tag) is not None:
             which, number = tag, max(n for n, version in self.kept.items() if version.tag == tag)
@@ -263,10 +292,13 @@ class CheckpointMachine(RuleBasedStateMachine):
         left = {n: version for n, version in self.kept.items() if n != number}
         self.settle(self.kept if raised else left, left)
 
-    @precondition(lambda self: self.kept)
     @rule(pick=PICKS, names=st.one_of(st.none(), st.sets(st.sampled_from(NAMES))), replace=st.booleans())
     def restore(self, pick: int, names: Any, replace: bool) -> None:
-        number = sorted(self.kept)[pick % len(self.kept)]
+        if not self.kept:
+            return
+        self.bring_back(self.one_of(self.kept, pick), names, replace)
+
+    def bring_back(self, number: int, names: Any, replace: bool) -> None:
         saved = self.kept[number].values
         chosen = [name for name in saved if names is None or name in names]
         if not replace and any(name in self.values for name in chosen):
@@ -282,10 +314,11 @@ class CheckpointMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ single keys
 
-    @rule(name=st.sampled_from(NAMES), trouble=TROUBLES)
-    def persist(self, name: Any, trouble: Any) -> None:
-        if name not in self.values:
+    @rule(pick=PICKS, trouble=TROUBLES)
+    def persist(self, pick: int, trouble: Any) -> None:
+        if not self.values:
             return
+        name = self.one_of(self.values, pick)
 
         def do() -> UUID:
             with self.open() as tracked:
@@ -295,10 +328,11 @@ class CheckpointMachine(RuleBasedStateMachine):
         if not raised:
             self.pins[key] = self.values[name]
 
-    @precondition(lambda self: self.pins)
     @rule(pick=PICKS, trouble=TROUBLES)
     def delete(self, pick: int, trouble: Any) -> None:
-        key = sorted(self.pins)[pick % len(self.pins)]
+        if not self.pins:
+            return
+        key = self.one_of(self.pins, pick)
 
         def do() -> bool:
             with self.open() as tracked:
@@ -308,10 +342,11 @@ class CheckpointMachine(RuleBasedStateMachine):
         if not raised or key not in look(self.path, readonly=True).pins:
             del self.pins[key]
 
-    @precondition(lambda self: self.pins)
     @rule(pick=PICKS, name=st.sampled_from(NAMES))
     def register(self, pick: int, name: Any) -> None:
-        key = sorted(self.pins)[pick % len(self.pins)]
+        if not self.pins:
+            return
+        key = self.one_of(self.pins, pick)
         self.pool.register(self.reader(), key, name, replace=True).drop()
         self.values[name] = self.pins[key]
 
@@ -360,8 +395,8 @@ def test_a_tracked_directory_does_what_a_model_of_all_versions_does(soak: bool) 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         CheckpointMachine,
         settings=settings(
-            max_examples=2_000 if soak else 60,
-            stateful_step_count=60 if soak else 30,
+            max_examples=2_000 if soak else 300,
+            stateful_step_count=80 if soak else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=not soak,

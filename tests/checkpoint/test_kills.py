@@ -170,7 +170,9 @@ def test_a_saver_killed_at_any_system_call_leaves_its_last_save_or_the_next(nurs
     nursery.start(2, seed=0)
     assert nursery.await_end() == 0
     n = killed = rounds = 0
-    while killed < KILLS // 4 * (10 if soak else 1):
+    least = KILLS // 4 * (10 if soak else 1)
+    # Until every call has had its turn: a session killed while it was made makes a few calls more.
+    while killed < least or not (rounds or killed >= 10 * least):
         n += stride
         nursery.start(1, killed, n, since)
         if nursery.await_end() == 0:  # there is no n-th call: begin again, with others of them
@@ -181,4 +183,4 @@ def test_a_saver_killed_at_any_system_call_leaves_its_last_save_or_the_next(nurs
             assert nursery.status == -signal.SIGKILL
             killed += 1
         check(nursery)
-    assert rounds or killed < 125, "not every call had its turn"
+    assert rounds or KILLS < 500, "not every call had its turn"
