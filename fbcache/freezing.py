@@ -4,8 +4,8 @@ Guarantees: the caller's containers are never modified; where an array has to be
 copy, the containers on the way to it are made anew, and nothing else. What occurs twice in a value
 still does afterwards, and a value that contains itself is no trouble. No lock is taken.
 
-The containers looked into are exactly ``dict``, ``list`` and ``tuple``; arrays elsewhere are the
-caller's promise.
+What is looked into are exactly ``dict``, ``list`` and ``tuple``, and values of other libraries that have
+parts (:class:`~fbcache.codec.families.kinds.Kind`); arrays elsewhere are the caller's promise.
 
 An array's *owner* is the array at the end of its chain of bases. Whether a view's owner may be
 taken as it is rests on CPython's reference counts: one to which nothing but the value's own views
@@ -23,12 +23,14 @@ from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 
-from fbcache.codec.memory import Array, address, is_dense, raw
+from fbcache.codec.families.kinds import kind_of
+from fbcache.codec.memory import Array, address, is_dense, is_sealed, raw
 
 #: Arrays that own a value's memory, by id; kept alive, so that an id stays theirs.
 Owners: TypeAlias = dict[int, Array]
 
 _ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_CONTAINERS: Final = frozenset({dict, list, tuple, np.ndarray})
 
 
 def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
@@ -36,7 +38,7 @@ def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
 
     Arrays that own their memory are frozen, for the caller too; so are views whose owner is in
     the value as well, or in nobody else's hands and no more than twice as large. Other arrays are
-    copied. A pandas object is copied, lazily where pandas does so.
+    copied. Of what can make an independent copy of itself (a pandas frame) that is kept.
 
     Parameters
     ----------
@@ -58,7 +60,8 @@ def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
         if flags.owndata and flags.writeable:
             flags.writeable = False
             return value.view()
-    replaced = _take_pandas(value)
+    value = _replace(value, _copies(value, owned))
+    replaced: dict[int, Any] = {}
     for group in _groups(value):
         if group.is_free(owned):
             group.freeze()
@@ -129,7 +132,7 @@ class _Group:
 
     def is_free(self, owned: Container[int]) -> bool:
         """Whether the owner may be frozen as it is, for all of the arrays."""
-        if id(self._owner) in owned:
+        if id(self._owner) in owned or is_sealed(self._owner):
             return True
         if not _is_writeable_owner(self._owner):
             return False
@@ -260,7 +263,8 @@ def _parts(item: Any) -> Iterable[Any]:
     elif kind is list or kind is tuple:
         parts = item
     else:
-        return ()
+        known = kind_of(kind)
+        return () if known is None or known.parts is None else known.parts(item)
     return () if _ATOMS.issuperset(map(type, parts)) else parts
 
 
@@ -299,19 +303,27 @@ def _rebuild(item: Any, made: dict[int, Any], stale: set[int]) -> Any:
         fresh_list = made[id(item)] = []
         fresh_list.extend([_rebuild(part, made, stale) for part in item])
         return fresh_list
+    if type(item) is not dict:
+        known = kind_of(type(item))
+        assert known is not None and known.parts is not None and known.rebuild is not None
+        made[id(item)] = known.rebuild(item, [_rebuild(part, made, stale) for part in known.parts(item)])
+        return made[id(item)]
     fresh = made[id(item)] = {}
     fresh.update({key: _rebuild(part, made, stale) for key, part in item.items()})
     return fresh
 
 
-def _take_pandas(value: Any) -> dict[int, Any]:
-    """Copies of the pandas objects in the value, by id."""
-    pandas = sys.modules.get("pandas")
-    if pandas is None:
-        return {}
-    kinds = (pandas.DataFrame, pandas.Series, pandas.Index)
-    lazily = int(pandas.__version__.partition(".")[0]) >= 3 or pandas.options.mode.copy_on_write is True
-    return {id(part): part.copy(deep=not lazily) for part in _walk(value) if isinstance(part, kinds)}
+def _copies(value: Any, owned: Container[int]) -> dict[int, Any]:
+    """Independent copies of the parts that make such of themselves, by id."""
+    copies = {}
+    for part in _walk(value):
+        known = None if type(part) in _CONTAINERS else kind_of(type(part))
+        if known is None or known.own is None:
+            continue
+        arrays = list(_arrays(part))
+        if not arrays or not all(id(_owner(array)) in owned for array in arrays):
+            copies[id(part)] = known.own(part)
+    return copies
 
 
 # ----------------------------------------------------------------------------------- ghosts

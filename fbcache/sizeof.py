@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from types import (
@@ -23,12 +23,11 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
-#: What a registered function returns: the bytes of the whole value, or its own and its parts.
-Size: TypeAlias = int | tuple[int, Iterable[Any]]
+from fbcache.codec.families.kinds import Size, kind_of
 
 _ALLOWANCE: Final = 20_000  # objects visited: some 20 ms
 _SAMPLE: Final = 1_000  # most items of one container that are visited
@@ -174,6 +173,11 @@ class _Walk:
                 return _as_told(_registry[cls](value))
         if isinstance(value, np.ndarray):
             return self._array(value)
+        known = kind_of(kind)
+        if known is not None and known.size is not None:
+            return _as_told(known.size(value))
+        if known is not None and known.parts is not None:
+            return _DEFAULT, (known.parts(value),)
         if isinstance(value, dict):
             return sys.getsizeof(value), (dict.keys(value), dict.values(value), *_attributes(value))
         if isinstance(value, (list, tuple, set, frozenset, deque)):

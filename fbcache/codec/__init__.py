@@ -3,7 +3,7 @@
 - :mod:`frames`: what every codec makes and takes
 - :mod:`msgpack_codec`: the codec; :mod:`encoder` and :mod:`decoder` walk, :mod:`tags` is their vocabulary
 - :mod:`scalars`, :mod:`arrays` (with :mod:`dtypes` and :mod:`memory`), :mod:`pickling`: the families of types
-- :mod:`registry`: types that users add
+- :mod:`registry`: types that users add; :mod:`families`: those of other libraries
 - :mod:`layout`: frames as one file
 """
 

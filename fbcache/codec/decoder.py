@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from fbcache.codec import arrays, registry, scalars, tags
+from fbcache.codec.families.kinds import decode_kind
 from fbcache.codec.frames import Buffer
 from fbcache.codec.memory import Array, root
 from fbcache.codec.pickling import decode_pickled
@@ -185,6 +186,7 @@ NUMBERED: Final[dict[int, _Decode]] = {
     tags.BYTEARRAY: _decode_bytearray,
     tags.OBJECT: _decode_object,
     tags.PICKLE: decode_pickled,
+    tags.FAMILY: decode_kind,
     **scalars.NUMBERED_DECODERS,
     **arrays.NUMBERED_DECODERS,
 }

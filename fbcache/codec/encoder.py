@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias
 
 from fbcache.codec import arrays, registry, scalars, tags
 from fbcache.codec.arrays import Placement
+from fbcache.codec.families.kinds import encode_other
 from fbcache.codec.frames import Buffer
-from fbcache.codec.pickling import encode_pickled
 from fbcache.codec.tags import INLINE_BYTES, MAX_DEPTH, Node
 from fbcache.errors import UnsupportedTypeError
 
@@ -176,6 +176,12 @@ class Encoder:
         """Name the part that comes next by a step that is no index or key."""
         self.path[-1] = _Step(shown)
 
+    def part(self, shown: str, value: Any) -> Node:
+        """Encode a part that may have been made just now, by a step that is no index or key."""
+        self.path[-1] = _Step(shown)
+        self._kept.append(value)
+        return self.node(value)
+
     def keep(self, value: Any) -> None:
         """Keep a temporary alive, so that its id stays its own."""
         self._kept.append(value)
@@ -231,7 +237,7 @@ def _encode_bytearray(encoder: Encoder, value: bytearray) -> Node:
 
 def _encode_other(encoder: Encoder, value: Any) -> Node:
     registered = registry.by_type(type(value))
-    return registered.encode(encoder, value) if registered is not None else encode_pickled(encoder, value)
+    return registered.encode(encoder, value) if registered is not None else encode_other(encoder, value)
 
 
 _Encode: TypeAlias = Callable[[Encoder, Any], Node]

@@ -17,10 +17,13 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class _Alias:
     """A stretch of memory, told to numpy; keeps alive what the memory belongs to."""
 
-    __slots__ = ("__array_interface__", "owners")
+    __slots__ = ("__array_interface__", "owners", "sealed")
 
-    def __init__(self, start: int, nbytes: int, owners: Any, readonly: bool) -> None:
+    def __init__(
+        self, start: int, nbytes: int, owners: Any, readonly: bool, *, sealed: bool = False
+    ) -> None:
         self.owners = owners
+        self.sealed = sealed
         self.__array_interface__ = {
             "version": 3,
             "data": (start, readonly),
@@ -40,6 +43,32 @@ def alias(start: int, nbytes: int, owners: Any, *, readonly: bool = True) -> mem
         Whether the view refuses to be written through.
     """
     return np.asarray(_Alias(start, nbytes, owners, readonly)).data
+
+
+def sealed(array: Array, owners: Any) -> Array:
+    """Return a view of an array of plain bytes that is read-only for good and keeps ``owners`` alive.
+
+    That nobody writes to the memory by another way is what ``owners`` has to see to.
+    """
+    start, end = bounds(array)
+    if start == end:
+        empty = array.copy()
+        empty.setflags(write=False)
+        return empty
+    memory = np.asarray(_Alias(start, end - start, owners, True, sealed=True))
+    return np.ndarray(array.shape, array.dtype, memory.data, address(array) - start, array.strides)
+
+
+def is_sealed(array: Array) -> bool:
+    """Whether the array is one of :func:`sealed`'s, or a view of one."""
+    base: Any = array
+    while True:
+        if isinstance(base, np.ndarray):
+            base = base.base
+        elif isinstance(base, memoryview):
+            base = base.obj
+        else:
+            return type(base) is _Alias and base.sealed
 
 
 def address(array: Array) -> int:

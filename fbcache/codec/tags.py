@@ -19,6 +19,7 @@ BYTES        buffer                                             yes
 BYTEARRAY    bytes or buffer                                    yes
 OBJECT       registered name, state                             yes
 PICKLE       bytes or buffer, first buffer, number of buffers   yes
+FAMILY       name of a kind, state                              yes
 ARRAY        dtype, shape, bytes or buffer, Fortran             yes
 VIEW         dtype, shape, buffer, offset, strides              yes
 OBJECTS      shape, items, Fortran                              yes
@@ -48,6 +49,7 @@ BYTES: Final = 6
 BYTEARRAY: Final = 7
 OBJECT: Final = 8
 PICKLE: Final = 9
+FAMILY: Final = 10
 
 INT: Final = 16
 TEXT: Final = 17
