@@ -23,11 +23,12 @@ from uuid import UUID
 
 from fbcache.codec.frames import Frames
 from fbcache.codec.layout import pack
-from fbcache.errors import CorruptBlobError, DiskFullError, StorageError
+from fbcache.errors import CorruptBlobError, StorageError
 from fbcache.store.blobfile import BlobFile
 from fbcache.store.disk import DISK, Disk
 from fbcache.store.ledger import Ledger
 from fbcache.store.protocol import Loan, StoreLimits
+from fbcache.store.room import Room
 from fbcache.store.transfer import write_all
 
 _NO_LIMITS = StoreLimits()
@@ -36,8 +37,6 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 #: A link is not followed, and a pipe in the blob's place must not hold the reader up.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 #: What stands in a blob's place, by the error that opening it gives.
 _NOT_A_BLOB = {
@@ -62,6 +61,8 @@ class FileStore:
         they are read into fresh memory.
     disk : Disk
         The system calls.
+    ledger : Ledger, optional
+        That of another store which shares the limits; ``limits`` is then of no account.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class FileStore:
         limits: StoreLimits = _NO_LIMITS,
         mmap: bool = True,
         disk: Disk = DISK,
+        ledger: Ledger | None = None,
     ) -> None:
         self._directory = directory
         self._mmap = mmap
         self._disk = disk
-        self._ledger = Ledger(limits)
+        self._ledger = Ledger(limits) if ledger is None else ledger
+        self._room = Room(directory, self._ledger, disk)
         self._loans: dict[UUID, Loan] = {}
 
     # ------------------------------------------------------------------ blobs
@@ -94,20 +97,20 @@ class FileStore:
         the same key works.
         """
         plan = pack(key, frames)
-        self._reserve(plan.nbytes)
+        self._room.reserve(plan.nbytes)
         kept = False
         try:
             self._write_file(key.hex, plan.pieces)
             kept = self._ledger.commit(key, plan.nbytes)
         except OSError as error:
-            raise self._write_error(error, plan.nbytes) from error
+            raise self._room.write_error(error, plan.nbytes) from error
         finally:
             if not kept:
                 self._ledger.release(plan.nbytes)
         if not kept:
             self._discard(self._path_of(key.hex))
             self._remove_shard(key.hex[:2])
-            raise self._closed_error()
+            raise self._room.closed_error()
         return plan.nbytes
 
     def read(self, key: UUID, *, writable: bool, verify: bool) -> Frames:
@@ -139,12 +142,12 @@ class FileStore:
             directory = os.path.dirname(os.path.dirname(path))
             if error.errno in _NOT_A_BLOB and self._disk.exists(directory):
                 raise CorruptBlobError(_NOT_A_BLOB[error.errno], key=key, path=path) from error
-            raise self._error("read", path, error) from error
+            raise self._room.error("read", path, error) from error
         try:
             file = BlobFile(self._disk, fd, key, path, None if loan is None else loan.digest)
             return file.read(may_map=self._mmap and not writable, writable=writable, verify=verify)
         except OSError as error:
-            raise self._error("read", path, error) from error
+            raise self._room.error("read", path, error) from error
         finally:
             self._disk.close(fd)
 
@@ -166,7 +169,7 @@ class FileStore:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
-            raise self._error("remove", path, error) from error
+            raise self._room.error("remove", path, error) from error
         self._ledger.forget(key)
 
     def locate(self, key: UUID) -> str:
@@ -192,10 +195,7 @@ class FileStore:
     @property
     def bytes_free(self) -> int:
         """Bytes that a write may still take before a limit or the disk's end is met."""
-        try:
-            return self._ledger.room(self._disk.free_bytes(self._directory))
-        except OSError:  # no write could succeed; the next one says why
-            return 0
+        return self._room.bytes_free
 
     @property
     def path(self) -> str:
@@ -275,46 +275,3 @@ class FileStore:
             self._disk.unlink(path)
         except OSError:
             pass
-
-    # ------------------------------------------------------------------ room and errors
-
-    def _reserve(self, nbytes: int) -> None:
-        """Set ``nbytes`` aside, or raise what :meth:`write` raises before it has begun."""
-        try:
-            on_disk = self._disk.free_bytes(self._directory)
-        except OSError as error:
-            raise self._error("write to", self._directory, error, needed=nbytes) from error
-        if self._ledger.closed:
-            raise self._closed_error()
-        free = self._ledger.reserve(nbytes, on_disk)
-        if free is not None:
-            raise self._full_error(nbytes, free)
-
-    def _write_error(self, error: OSError, nbytes: int) -> StorageError:
-        if error.errno in _FULL:
-            return self._full_error(nbytes, self.bytes_free)
-        return self._error("write to", self._directory, error, needed=nbytes, free=self.bytes_free)
-
-    def _full_error(self, needed: int, free: int) -> DiskFullError:
-        return DiskFullError(
-            f"no room for a blob of {needed:,} bytes in {self._directory}: {free:,} bytes may be used"
-            f" ({self._ledger.describe()}). Free some space or change the limits, and go on.",
-            path=self._directory,
-            needed=needed,
-            free=free,
-        )
-
-    def _error(
-        self, doing: str, path: str, error: OSError, *, needed: int | None = None, free: int | None = None
-    ) -> StorageError:
-        return StorageError(
-            f"cannot {doing} {path}: {error.strerror or error}."
-            " See that the directory is there and that you may change it.",
-            path=path,
-            needed=needed,
-            free=free,
-            errno=error.errno,
-        )
-
-    def _closed_error(self) -> StorageError:
-        return StorageError(f"the store in {self._directory} is closed", path=self._directory)

@@ -78,6 +78,20 @@ class Ledger:
             self._sizes[key] = nbytes
             return True
 
+    def grow(self, nbytes: int) -> bool:
+        """Turn a reservation into bytes that no key stands for; False, and kept, if the store was closed."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._reserved -= nbytes
+            self._stored += nbytes
+            return True
+
+    def shrink(self, nbytes: int) -> None:
+        """Count ``nbytes`` that :meth:`grow` counted no longer."""
+        with self._lock:
+            self._stored -= nbytes
+
     def forget(self, key: UUID) -> None:
         """Count the blob of ``key`` no longer, if it was."""
         with self._lock:

@@ -7,11 +7,13 @@ changes once visible (invariants 1 and 2); a failed write leaves nothing behind
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from fbcache.codec.frames import Frames
+from fbcache.errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,61 @@ class FileBacked(Protocol):
     """A store whose blobs are files of their own, so that they can be linked instead of copied."""
 
     def file_of(self, key: UUID) -> str:
-        """Return the file that is exactly the blob of ``key``."""
+        """Return the file that is exactly the blob of ``key``, which was written by key or borrowed."""
         ...
 
     def borrow(self, key: UUID, loan: Loan) -> None:
         """Have ``key`` lead to the file of ``loan``, which :meth:`BlobStore.delete` gives back."""
+        ...
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """A store that takes many blobs at once for less than one by one."""
+
+    def write_many(self, items: Sequence[tuple[UUID, Frames]]) -> list[int | StorageError]:
+        """Do :meth:`BlobStore.write` for each, and return what it would have returned, or raised."""
+        ...
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """A store that packs small blobs together, and finds them by slots of its own instead of keys.
+
+    A slot is a small number. It stays the blob's until it is freed, wherever the blob is moved meanwhile.
+
+    Attributes
+    ----------
+    small : int
+        Payload in bytes up to which frames are to be packed.
+    """
+
+    small: int
+
+    def append(self, many: Sequence[Frames]) -> tuple[list[int], list[int]]:
+        """Store each of ``many``; return their slots, and the bytes that each takes on disk.
+
+        Raises
+        ------
+        StorageError
+            As :meth:`BlobStore.write`; none of them is stored.
+        """
+        ...
+
+    def at(self, slot: int, *, writable: bool) -> Frames:
+        """Do what :meth:`BlobStore.read` does, always verified."""
+        ...
+
+    def free(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
+        """Remove blobs, which take these sizes, and reclaim their space without stopping anybody.
+
+        Raises
+        ------
+        StorageError
+            A file could not be removed. The slots are free all the same.
+        """
+        ...
+
+    def path_of(self, slot: int) -> str:
+        """Return the file that the blob is in, for messages."""
         ...

@@ -1,6 +1,6 @@
 """Taking sessions away: those of dead processes, and one's own.
 
-A pool's spill session holds blobs. A reader's session below a tracked directory holds further names of
+A pool's spill session holds blobs, and segments of small ones. A reader's session below a tracked directory holds further names of
 blobs, and of manifests, which it keeps from being the last ones to go.
 
 Guarantees:
@@ -47,6 +47,10 @@ _SESSION_NAME = re.compile(r"session-[0-9a-f]{32}")
 _SHARD_NAME = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{32}")
 _MANIFEST_NAME = re.compile(r"[0-9]{10}\.manifest")
+_SEGMENT_NAME = re.compile(r"[0-9]{1,10}\.segment")
+
+#: Files of ours that lie in the session itself.
+_LOOSE = (_MANIFEST_NAME, _SEGMENT_NAME)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -167,7 +171,7 @@ def _is_old(directory: int, disk: Disk) -> bool:
 def _is_filled(directory: int, disk: Disk) -> bool:
     """Whether there is what its owner puts there only after the owner's file."""
     names = disk.listdir(directory)
-    return any(_SHARD_NAME.fullmatch(name) or _MANIFEST_NAME.fullmatch(name) for name in names)
+    return any(_SHARD_NAME.fullmatch(name) or _is_loose(name) for name in names)
 
 
 # ------------------------------------------------------------------ removing
@@ -178,7 +182,7 @@ def _empty_session(directory: int, disk: Disk) -> None:
         if _SHARD_NAME.fullmatch(name):
             with _if_there():
                 _remove_shard(directory, name, disk)
-        elif _MANIFEST_NAME.fullmatch(name):
+        elif _is_loose(name):
             with _if_there():
                 disk.unlink(name, dir_fd=directory)
     for name in (NEW_OWNER, OWNER, LEASE):
@@ -196,6 +200,10 @@ def _remove_shard(directory: int, name: str, disk: Disk) -> None:
     finally:
         disk.close(shard)
     disk.rmdir(name, dir_fd=directory)
+
+
+def _is_loose(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in _LOOSE)
 
 
 def _is_blob(name: str, shard: str) -> bool:
