@@ -4,6 +4,8 @@ The map of the house, from the street to the cellar; each room imports only from
 
 ``cli``, ``commands``, ``demo``, ``shell``
     what people start from a terminal
+``testing``
+    the tests that anybody's store or codec is held to
 ``recorder``, ``saga``, ``actors``
     services beside the pool: records of what happened, runs and states that survive their process
 ``pool``

@@ -150,7 +150,7 @@ class Adoption(Captures):
 
     def forget_deleted(self, token: Token) -> None:
         """Note that the blob of ``token`` is no more, and let those go on who waited for that."""
-        if self.known.get(token.key) is token:
+        if token.has_key and self.known.get(token.key) is token:
             del self.known[token.key]
         watchers, self.deletion_watchers = self.deletion_watchers, []
         for waiter in watchers:

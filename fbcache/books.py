@@ -130,7 +130,7 @@ class Books:
 
     def resume(self) -> None:
         """Have the workers look again for what is to be done; a call too many does no harm."""
-        for _ in self._deletions:
+        if self._deletions:
             self._workers.submit(self.delete_job)
 
     def check_open(self) -> None:
@@ -206,7 +206,12 @@ class Books:
         """Give up one share of a blob; with the last one it is deleted in the background."""
         token.shares -= 1
         if token.shares == 0 and not self.closed:
-            self._deletions.append(token)
+            self._delete(token)
+
+    def _delete(self, token: Token) -> None:
+        """Have a blob deleted. While there are any to be deleted, a job to begin with them is on its way."""
+        self._deletions.append(token)
+        if len(self._deletions) == 1:
             self._workers.submit(self.delete_job)
 
     def _answer(self, entry: Entry, error: BaseException | None) -> None:

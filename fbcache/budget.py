@@ -210,12 +210,26 @@ class Budget(Books):
             self.queued.push_first(entry)
         else:
             self.queued.push_last(entry)
-        self._workers.submit(self.write_job)
+        self._call_writer()
+
+    @property
+    def _to_write(self) -> int:
+        """How many entries wait to be written."""
+        return self.queued.count
+
+    def _call_writer(self) -> None:
+        """Have a worker write what was put in line just now.
+
+        While anything is in line, a job to begin with it is on its way: it is called for the first, and each
+        job, once it has taken what it will write, calls for another one if something is left.
+        """
+        if self._to_write == 1:
+            self._workers.submit(self.write_job)
 
     def resume(self) -> None:
         """Have the workers look again for what is to be done; a call too many does no harm."""
         super().resume()
-        for _ in range(self.queued.count):
+        if self._to_write:
             self._workers.submit(self.write_job)
 
     def evict(self, entry: Entry) -> int:

@@ -175,8 +175,7 @@ class Captures(Budget):
             want.token = None
             token.shares -= 1
             if token.shares == 0 and not self.closed:
-                self._deletions.append(token)
-                self._workers.submit(self.delete_job)
+                self._delete(token)
         if entry is not None:
             self._take_out(entry, want)
             if entry.captures is None:
@@ -202,7 +201,7 @@ class Captures(Budget):
             self.give_captures(entry, entry.token)
         elif entry.state is State.RESIDENT and entry.writer is None and entry not in self.wanted:
             self.wanted[entry] = None
-            self._workers.submit(self.write_job)
+            self._call_writer()
 
     def give_captures(self, entry: Entry, token: Token) -> None:
         """Give each capture of ``entry`` a share of its blob."""
@@ -265,6 +264,10 @@ class Captures(Budget):
         entry.handles -= 1
         want.next = want.source = None
 
+    @property
+    def _to_write(self) -> int:
+        return super()._to_write + len(self.wanted)
+
     def next_to_write(self) -> Entry | None:
         """Take the next entry that is to be written: for captures and for eviction in turn."""
         self._turn_of_wanted = not self._turn_of_wanted
@@ -295,7 +298,7 @@ class Captures(Budget):
         super().resume()
         for entry in list(self.entries):
             self.attend(entry)
-        for _ in self.wanted:
+        if self.wanted:
             self._workers.submit(self.write_job)
 
     def unpinned(self, entry: Entry) -> None:

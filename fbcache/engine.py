@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from threading import Lock
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import cachetools
 
@@ -30,9 +30,12 @@ from fbcache.events import EventLog, Sink
 from fbcache.lru import make_policy
 from fbcache.residency import Residency
 from fbcache.spill import Spiller
-from fbcache.store.protocol import BlobStore
+from fbcache.store.protocol import Batching, BlobStore, Packing
 from fbcache.store.session import Session
 from fbcache.workers import Workers
+
+#: Bytes of small values that are written together, where the store gains by it: half a millisecond's work.
+_BATCH: Final = 256 << 10
 
 _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -76,6 +79,9 @@ class Engine:
         if events is not None:
             self.residency.log = EventLog(events)
         self.spiller = Spiller(self.residency, codec, store)
+        self.residency.by_slot = isinstance(store, Packing)
+        if isinstance(store, (Packing, Batching)):
+            self.residency.batch = _BATCH
         self.residency.write_job = self.spiller.write_next
         self.residency.delete_job = self.spiller.delete_next
         _live.add(self)

@@ -27,8 +27,9 @@ from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future
 from enum import IntEnum
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fbcache.errors import DeadlockError, InternalError
 from fbcache.freezing import Ghost
@@ -126,15 +127,18 @@ class _Missing:
 MISSING: Final[Any] = _Missing()
 
 
+#: Where in a token's place its slot begins; the bytes below say how many it takes on disk.
+_SLOT_SHIFT: Final = 48
+_NBYTES: Final = (1 << _SLOT_SHIFT) - 1
+
+_naming = Lock()
+
+
 class Token:
     """Shared ownership of a blob: when ``shares`` falls to 0, the blob is deleted.
 
     Attributes
     ----------
-    key : UUID
-        The blob's key.
-    nbytes : int
-        Its size on disk.
     shares : int
         How many entries, loads, captures and saved contents need it.
     unverified : bool
@@ -146,17 +150,53 @@ class Token:
         How long its write took, until a recorder has heard of it.
     """
 
-    __slots__ = ("allow_pickle", "key", "nbytes", "seconds", "shares", "unverified")
+    __slots__ = ("_key", "_place", "allow_pickle", "seconds", "shares", "unverified")
 
     def __init__(
-        self, key: UUID, nbytes: int, *, unverified: bool = False, allow_pickle: bool = True
+        self,
+        key: UUID | None,
+        nbytes: int,
+        *,
+        slot: int | None = None,
+        unverified: bool = False,
+        allow_pickle: bool = True,
     ) -> None:
-        self.key = key
-        self.nbytes = nbytes
+        self._key = key
+        self._place = nbytes if slot is None else nbytes | (slot + 1) << _SLOT_SHIFT
         self.shares = 1
         self.unverified = unverified
         self.allow_pickle = allow_pickle
         self.seconds = 0.0
+
+    @property
+    def key(self) -> UUID:
+        """The blob's key. One that is packed gets it when it is first asked for."""
+        key = self._key
+        if key is None:
+            with _naming:
+                key = self._key
+                if key is None:
+                    key = self._key = uuid4()
+        return key
+
+    @property
+    def has_key(self) -> bool:
+        """Whether anybody may know the key."""
+        return self._key is not None
+
+    @property
+    def nbytes(self) -> int:
+        """The blob's size on disk."""
+        return self._place & _NBYTES
+
+    @nbytes.setter
+    def nbytes(self, nbytes: int) -> None:
+        self._place = self._place & ~_NBYTES | nbytes
+
+    @property
+    def slot(self) -> int:
+        """Where the store has packed it; -1 where the store has it by its key."""
+        return (self._place >> _SLOT_SHIFT) - 1
 
 
 class Entry(Node):

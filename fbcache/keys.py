@@ -32,7 +32,8 @@ class KeyIndex:
         """Return the key of the entry's content, made if it had none."""
         key = entry.key
         if key is None:
-            entry.key = key = uuid.uuid4()
+            token = entry.token
+            entry.key = key = uuid.uuid4() if token is None else token.key
         return key
 
     def expose(self, entry: Entry) -> UUID:

@@ -38,7 +38,7 @@ from fbcache.leash import HeldReadGuard, HeldWriteGuard, try_read, try_write
 from fbcache.memory import default_budget, parse_size
 from fbcache.sizeof import measure
 from fbcache.stats import PoolStats
-from fbcache.store.files import FileStore
+from fbcache.store.choice import STORES
 from fbcache.store.protocol import BlobStore, StoreLimits
 from fbcache.store.session import Session
 from fbcache.waiting import Answer
@@ -57,9 +57,10 @@ class FBPool:
         Default: half of that, the limits of control groups included.
     directory : path, optional
         Where the pool makes its private session directory. Default: the user's cache directory.
-    store : BlobStore, optional
-        Where blobs go instead of files in a session directory. The pool takes it over, and
-        closes it; ``directory``, ``max_disk``, ``min_free`` and ``mmap`` are then the store's own.
+    store : str or BlobStore
+        Where blobs go: ``"auto"`` (default), small ones packed together and large ones in files of their
+        own; ``"files"``, ``"packed"`` or ``"diskcache"``, all of them in one way; or a store, which the
+        pool takes over, and closes. ``directory``, ``max_disk``, ``min_free`` and ``mmap`` are then its own.
     codec : Codec, optional
         How values become frames. Default: :class:`~fbcache.MsgpackCodec`.
     policy : str or class, optional
@@ -101,7 +102,7 @@ class FBPool:
         memory: int | str | None = None,
         *,
         directory: str | os.PathLike[str] | None = None,
-        store: BlobStore | None = None,
+        store: BlobStore | str | None = "auto",
         codec: Codec | None = None,
         policy: str | type[cachetools.Cache[Any, Any]] = "lru",
         max_disk: int | str | None = None,
@@ -122,17 +123,25 @@ class FBPool:
             raise ValueError(f"verify is 'first', 'always' or 'never', not {verify!r}")
         threads = _check_threads(io_threads)
         _check_part("codec", codec, "encode", "decode", "name")
-        _check_part("store", store, "write", "read", "delete", "close")
+        if store is None:
+            store = "auto"
+        if not isinstance(store, str):
+            _check_part("store", store, "write", "read", "delete", "close")
+        elif store not in STORES:
+            raise ValueError(f"store is one of {', '.join(map(repr, STORES))} or a store, not {store!r}")
         _check_part("events", events, "save")
         session = None
-        if store is None:
-            session = Session.open(directory)
-            store = FileStore(session.path, limits=limits, mmap=mmap)
         try:
+            blobs: BlobStore
+            if isinstance(store, str):
+                session = Session.open(directory)
+                blobs = STORES[store](session.path, limits=limits, mmap=mmap)
+            else:
+                blobs = store
             self._engine = Engine(
                 budget=budget,
                 codec=MsgpackCodec() if codec is None else codec,
-                store=store,
+                store=blobs,
                 session=session,
                 policy=policy,
                 io_threads=threads,

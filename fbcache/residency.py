@@ -12,18 +12,23 @@ Guarantees
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from fbcache.adoption import Adoption
 from fbcache.entry import Entry, Event, State, Token, next_state
 from fbcache.errors import PoolClosedError
 from fbcache.events import EventKind
 from fbcache.lru import Policy
-from fbcache.spill import LoadOrder, WriteOrder
+from fbcache.spill import LoadOrder, WriteOrder, Written
 from fbcache.waiting import Waiter
 from fbcache.workers import Workers
+
+
+#: Most values written, or blobs deleted, in one go; more makes the others wait, and saves nothing.
+_MOST_AT_ONCE: Final = 256
 
 
 class Residency(Adoption):
@@ -41,34 +46,61 @@ class Residency(Adoption):
         super().__init__(budget, policy, workers, mend)
         self._always_verify = verify == "always"
         self._never_verify = verify == "never"
+        self.by_slot = False  # whether the store packs small blobs, which then need no key
+        self.batch = 0  # bytes of small values that are written together
         self.idlers: list[Waiter] = []
         self.loading_count = 0
 
     # -------------------------------------------------------------------------- writes
 
-    def next_write(self) -> WriteOrder | None:
-        """Return the entry to be written now."""
-        return self.run(self._next_write)
+    def next_writes(self) -> list[WriteOrder]:
+        """Return the entries to be written now: one, or some that are small."""
+        return self.run(self._next_writes)
 
-    def _next_write(self) -> WriteOrder | None:
-        entry = self.next_to_write()
-        if entry is None:
-            return None
-        order = WriteOrder(entry, self.keys.of(entry), entry.value)
-        entry.state = next_state(entry.state, Event.WRITE)
-        self.writing_bytes += entry.nbytes
-        self.writing_count += 1
-        return order
+    def _next_writes(self) -> list[WriteOrder]:
+        orders: list[WriteOrder] = []
+        room = self.batch
+        while len(orders) < _MOST_AT_ONCE and (entry := self.next_to_write()) is not None:
+            key = entry.key if self.by_slot else self.keys.of(entry)
+            orders.append(WriteOrder(entry, key, entry.value))
+            entry.state = next_state(entry.state, Event.WRITE)
+            self.writing_bytes += entry.nbytes
+            self.writing_count += 1
+            room -= entry.nbytes
+            if room <= 0:
+                break
+        if self._to_write:
+            self._workers.submit(self.write_job)
+        return orders
 
-    def written(self, order: WriteOrder, disk_bytes: int, payload: int) -> None:
-        """Count the entry as clean."""
-        self.run(self._written, order, disk_bytes, payload)
+    def key_of(self, order: WriteOrder) -> UUID:
+        """Return the key of the content that ``order`` is about."""
+        if order.key is None:
+            self.run(self._name, order)
+        assert order.key is not None
+        return order.key
 
-    def _written(self, order: WriteOrder, disk_bytes: int, payload: int) -> None:
+    def _name(self, order: WriteOrder) -> None:
+        order.key = self.keys.of(order.entry)
+
+    def written(self, outcomes: Sequence[Written]) -> None:
+        """Count entries as clean."""
+        self.run(self._all_written, outcomes)
+
+    def _all_written(self, outcomes: Sequence[Written]) -> None:
+        for outcome in outcomes:
+            if not outcome.order.ended:
+                self._written(outcome)
+
+    def _written(self, outcome: Written) -> None:
+        order, disk_bytes, payload = outcome.order, outcome.disk_bytes, outcome.payload
         entry = order.entry
+        order.ended = True
         self._write_ended(entry, Event.WRITTEN)
-        token = Token(order.key, disk_bytes)
-        token.seconds = monotonic() - order.since
+        # What was named meanwhile, as it was shown to somebody, keeps its name.
+        token = Token(order.key if order.key is not None else entry.key, disk_bytes, slot=outcome.slot)
+        if self.log is not None:
+            token.seconds = monotonic() - order.since
         self.spills += 1
         self.bytes_written += disk_bytes
         self.suspended = False
@@ -94,6 +126,9 @@ class Residency(Adoption):
 
     def _write_failed(self, order: WriteOrder, error: BaseException, hopeless: bool) -> None:
         entry = order.entry
+        if order.ended:
+            return
+        order.ended = True
         self._write_ended(entry, Event.WRITE_FAILED)
         self.errors += 1
         if self.log is not None:
@@ -238,26 +273,39 @@ class Residency(Adoption):
 
     # ------------------------------------------------------------------------ deletion
 
-    def next_deletion(self) -> Token | None:
-        """Return a blob that nobody needs any more."""
-        return self.run(self._next_deletion)
+    def next_deletions(self) -> list[Token]:
+        """Return blobs that nobody needs any more: one, or some that are packed."""
+        return self.run(self._next_deletions)
 
-    def _next_deletion(self) -> Token | None:
-        if self.closed or not self._deletions:
-            return None
-        self.deleting_count += 1
-        return self._deletions.popleft()
+    def _next_deletions(self) -> list[Token]:
+        tokens: list[Token] = []
+        deletions = self._deletions
+        while not self.closed and deletions and len(tokens) < _MOST_AT_ONCE:
+            if tokens and deletions[0].slot < 0:
+                break
+            # Straight line.
+            token = deletions[0]
+            self.deleting_count += 1
+            del deletions[0]
+            tokens.append(token)
+            if token.slot < 0:
+                break
+        if deletions and not self.closed:
+            self._workers.submit(self.delete_job)
+        return tokens
 
-    def deleted(self, token: Token, error: Exception | None) -> None:
-        """Hear that a deletion came to its end."""
-        self.run(self._deleted, token, error)
+    def deleted(self, tokens: Sequence[Token], error: Exception | None) -> None:
+        """Hear that deletions came to their end."""
+        self.run(self._deleted, tokens, error)
 
-    def _deleted(self, token: Token, error: Exception | None) -> None:
-        self.deleting_count -= 1
-        self.forget_deleted(token)
+    def _deleted(self, tokens: Sequence[Token], error: Exception | None) -> None:
+        self.deleting_count -= len(tokens)
+        for token in tokens:
+            self.forget_deleted(token)
         if error is not None:
             self.errors += 1
             if self.log is not None:
+                token = tokens[0]
                 self.log.note(EventKind.ERROR, None, token.key, token.nbytes, why=error)
             self._keep_for_later(error)
 

@@ -4,59 +4,85 @@ Guarantees
 ----------
 - Nothing here decides: what to do comes from :class:`Decisions`, which is told how it went.
 - A value is written from its own memory while readers go on reading it (invariant 10).
+- Small values are encoded and written together, and large ones one by one; a failure concerns one value.
 - A load that ends in any exception, an interrupt included, is reported before the exception
   goes on, so that the next caller can load.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
+from fbcache.codec import BUILT_IN
 from fbcache.codec.frames import Codec, Frames
 from fbcache.entry import Entry, Token
 from fbcache.errors import CorruptBlobError, FBCacheError, StorageError
 from fbcache.freezing import seal, take_over, thaw
-from fbcache.store.protocol import BlobStore
+from fbcache.store.protocol import Batching, BlobStore, Packing
 
 
-@dataclass(frozen=True, slots=True)
 class WriteOrder:
-    """Write ``value``, which is the content of ``entry``, under ``key``; decided at ``since``."""
+    """Write ``value``, which is the content of ``entry``; decided at ``since``.
 
-    entry: Entry
-    key: UUID
-    value: Any
-    since: float = field(default_factory=monotonic)
+    ``key`` is that of the content, and None while nobody needs one; ``ended`` once the outcome is known.
+    """
+
+    __slots__ = ("ended", "entry", "key", "since", "value")
+
+    def __init__(self, entry: Entry, key: UUID | None, value: Any) -> None:
+        self.entry = entry
+        self.key = key
+        self.value = value
+        self.since = monotonic()
+        self.ended = False
 
 
-@dataclass(slots=True)
+class Written:
+    """The blob of ``order`` is whole on disk: in a slot, or under its key."""
+
+    __slots__ = ("disk_bytes", "order", "payload", "slot")
+
+    def __init__(self, order: WriteOrder, disk_bytes: int, payload: int, slot: int | None = None) -> None:
+        self.order = order
+        self.disk_bytes = disk_bytes
+        self.payload = payload
+        self.slot = slot
+
+
 class LoadOrder:
     """Load the blob of ``token`` for ``entry``, for writing or for reading only.
 
     ``started`` once somebody acts on it; ``open`` until its outcome is known; decided at ``since``.
     """
 
-    entry: Entry
-    token: Token
-    writable: bool
-    verify: bool
-    started: bool = False
-    open: bool = True
-    since: float = field(default_factory=monotonic)
+    __slots__ = ("entry", "open", "since", "started", "token", "verify", "writable")
+
+    def __init__(self, entry: Entry, token: Token, writable: bool, verify: bool) -> None:
+        self.entry = entry
+        self.token = token
+        self.writable = writable
+        self.verify = verify
+        self.started = False
+        self.open = True
+        self.since = monotonic()
 
 
 class Decisions(Protocol):
     """Who says what to do, and hears what came of it."""
 
-    def next_write(self) -> WriteOrder | None:
-        """Return the entry to be written now."""
+    def next_writes(self) -> list[WriteOrder]:
+        """Return the entries to be written now."""
         ...
 
-    def written(self, order: WriteOrder, disk_bytes: int, payload: int) -> None:
-        """Hear that the blob is whole on disk."""
+    def key_of(self, order: WriteOrder) -> UUID:
+        """Return the key of the content to be written."""
+        ...
+
+    def written(self, outcomes: Sequence[Written]) -> None:
+        """Hear which blobs are whole on disk."""
         ...
 
     def write_failed(self, order: WriteOrder, error: BaseException, *, hopeless: bool) -> None:
@@ -71,42 +97,92 @@ class Decisions(Protocol):
         """Hear that nothing was loaded, unless it is known that something was."""
         ...
 
-    def next_deletion(self) -> Token | None:
-        """Return a blob that nobody needs any more."""
+    def next_deletions(self) -> list[Token]:
+        """Return blobs that nobody needs any more."""
         ...
 
-    def deleted(self, token: Token, error: Exception | None) -> None:
-        """Hear that a deletion came to its end."""
+    def deleted(self, tokens: Sequence[Token], error: Exception | None) -> None:
+        """Hear that deletions came to their end."""
         ...
 
 
 class Spiller:
     """Does what it is told, with a codec and a store."""
 
-    __slots__ = ("_codec", "_decisions", "_store")
+    __slots__ = ("_batching", "_codec", "_decisions", "_packing", "_store")
 
     def __init__(self, decisions: Decisions, codec: Codec, store: BlobStore) -> None:
         self._decisions = decisions
         self._codec = codec
         self._store = store
+        self._packing = store if isinstance(store, Packing) else None
+        self._batching = store if isinstance(store, Batching) else None
 
     def write_next(self) -> None:
-        """Write one entry, if one is to be written."""
-        order = self._decisions.next_write()
-        if order is None:
-            return
+        """Write what is to be written now."""
+        orders = self._decisions.next_writes()
         try:
-            frames = self._encode(order)
+            self._write_all(orders)
+        except BaseException as error:  # an interrupt, where this thread was only helping
+            for order in orders:
+                self._decisions.write_failed(order, error, hopeless=False)
+
+    def _write_all(self, orders: Sequence[WriteOrder]) -> None:
+        small = self._packing.small if self._packing is not None else -1
+        together: list[WriteOrder] = []
+        frames_of: list[Frames] = []
+        apart: list[tuple[WriteOrder, Frames]] = []
+        for order in orders:
+            try:
+                frames = self._encode(order)
+            except BaseException as error:
+                # Memory may come free again; what cannot be encoded stays so.
+                self._decisions.write_failed(order, error, hopeless=not isinstance(error, MemoryError))
+                continue
+            if frames.nbytes <= small:
+                together.append(order)
+                frames_of.append(frames)
+            else:
+                apart.append((order, frames))
+        if together:
+            self._pack(together, frames_of)
+        if len(apart) > 1 and self._batching is not None:
+            self._write_batch(self._batching, apart)
+        else:
+            for order, frames in apart:
+                self._write_one(order, frames)
+
+    def _pack(self, orders: Sequence[WriteOrder], many: Sequence[Frames]) -> None:
+        assert self._packing is not None
+        try:
+            slots, sizes = self._packing.append(many)
         except BaseException as error:
-            # Memory may come free again; what cannot be encoded stays so.
-            self._decisions.write_failed(order, error, hopeless=not isinstance(error, MemoryError))
-            return
+            if len(orders) == 1:
+                self._decisions.write_failed(orders[0], error, hopeless=False)
+                return
+            for order, frames in zip(orders, many, strict=True):  # there may be room for some
+                self._pack([order], [frames])
+        else:
+            found = zip(orders, many, slots, sizes, strict=True)
+            self._decisions.written([Written(o, nbytes, f.nbytes, slot) for o, f, slot, nbytes in found])
+
+    def _write_batch(self, store: Batching, apart: Sequence[tuple[WriteOrder, Frames]]) -> None:
+        items = [(self._decisions.key_of(order), frames) for order, frames in apart]
+        done = []
+        for (order, frames), outcome in zip(apart, store.write_many(items), strict=True):
+            if isinstance(outcome, int):
+                done.append(Written(order, outcome, frames.nbytes))
+            else:
+                self._decisions.write_failed(order, outcome, hopeless=False)
+        self._decisions.written(done)
+
+    def _write_one(self, order: WriteOrder, frames: Frames) -> None:
         try:
-            disk_bytes = self._store.write(order.key, frames)
+            disk_bytes = self._store.write(self._decisions.key_of(order), frames)
         except BaseException as error:
             self._decisions.write_failed(order, error, hopeless=False)
         else:
-            self._decisions.written(order, disk_bytes, frames.nbytes)
+            self._decisions.written([Written(order, disk_bytes, frames.nbytes)])
 
     def load(self, order: LoadOrder) -> None:
         """Load one entry.
@@ -124,16 +200,39 @@ class Spiller:
             raise
 
     def delete_next(self) -> None:
-        """Delete one blob, if one is to be deleted."""
-        token = self._decisions.next_deletion()
-        if token is None:
+        """Delete what is to be deleted now."""
+        tokens = self._decisions.next_deletions()
+        if not tokens:
             return
         failure: Exception | None = None
         try:
-            self._store.delete(token.key)
+            if tokens[0].slot < 0:
+                self._store.delete(tokens[0].key)
+            elif self._packing is not None:
+                self._packing.free([token.slot for token in tokens], [token.nbytes for token in tokens])
         except Exception as error:  # whatever a store raises, the thread goes on
             failure = error
-        self._decisions.deleted(token, failure)
+        self._decisions.deleted(tokens, failure)
+
+    def fetch(self, token: Token, *, writable: bool, verify: bool) -> Frames:
+        """Return the frames of a blob of which the caller has a share.
+
+        Raises
+        ------
+        CorruptBlobError, StorageError
+            From the store.
+        """
+        slot = token.slot
+        if slot < 0:
+            return self._store.read(token.key, writable=writable, verify=verify)
+        assert self._packing is not None
+        return self._packing.at(slot, writable=writable)
+
+    def locate(self, token: Token) -> str:
+        """Return where a blob is, for messages."""
+        if token.slot < 0 or self._packing is None:
+            return self._store.locate(token.key)
+        return self._packing.path_of(token.slot)
 
     def _encode(self, order: WriteOrder) -> Frames:
         try:
@@ -155,21 +254,27 @@ class Spiller:
         return frames
 
     def _read(self, order: LoadOrder) -> Any:
-        key = order.token.key
-        frames = self._store.read(key, writable=order.writable, verify=order.verify)
-        if frames.codec != self._codec.name:
-            raise CorruptBlobError(
-                f"it was written by the codec {frames.codec!r}, not {self._codec.name!r}",
-                key=key,
-                path=self._store.locate(key),
-            )
+        token = order.token
+        frames = self.fetch(token, writable=order.writable, verify=order.verify)
+        codec = self._codec
+        if frames.codec != codec.name:
+            codec = self._codec_of(frames, token)
         try:
-            allowed = order.token.allow_pickle
-            value = self._codec.decode(frames, writable=order.writable, allow_pickle=allowed)
+            value = codec.decode(frames, writable=order.writable, allow_pickle=token.allow_pickle)
         except CorruptBlobError as error:  # a codec does not know whose frames they are
-            raise CorruptBlobError(error.reason, key=key, path=self._store.locate(key)) from error
+            raise CorruptBlobError(error.reason, key=token.key, path=self.locate(token)) from error
         if not order.writable:
             return value if frames.pickled is None else seal(value)
         # Frozen like every value in memory; all its arrays are its own, whatever they are views of.
         value, owners = thaw(value)
         return take_over(value, owned=owners)
+
+    def _codec_of(self, frames: Frames, token: Token) -> Codec:
+        found = BUILT_IN.get(frames.codec)
+        if found is None:
+            raise CorruptBlobError(
+                f"it was written by the codec {frames.codec!r}, not {self._codec.name!r}",
+                key=token.key,
+                path=self.locate(token),
+            )
+        return found

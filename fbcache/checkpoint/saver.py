@@ -36,6 +36,7 @@ from fbcache.errors import (
     StorageError,
 )
 from fbcache.residency import Residency
+from fbcache.spill import Spiller
 from fbcache.store.protocol import BlobStore, FileBacked
 from fbcache.workers import Workers
 
@@ -98,6 +99,7 @@ class Source(Protocol):
     """The pool that an entry is saved from."""
 
     residency: Residency
+    spiller: Spiller
     store: BlobStore
     workers: Workers
 
@@ -359,10 +361,10 @@ def fetcher(source: Source, token: Token) -> Fetch:
 
     def fetch(blobs: BlobSet) -> None:
         store, key = source.store, token.key
-        if isinstance(store, FileBacked):
+        if isinstance(store, FileBacked) and token.slot < 0:
             blobs.link(key, store.file_of(key))
         else:
-            blobs.write(key, store.read(key, writable=False, verify=True))
+            blobs.write(key, source.spiller.fetch(token, writable=False, verify=True))
 
     return fetch
 

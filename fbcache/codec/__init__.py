@@ -7,8 +7,13 @@
 - :mod:`layout`: frames as one file
 """
 
+from typing import Final
+
 from fbcache.codec.frames import Buffer, Codec, Frames
 from fbcache.codec.msgpack_codec import MsgpackCodec
 from fbcache.codec.registry import register
 
-__all__ = ["Buffer", "Codec", "Frames", "MsgpackCodec", "register"]
+#: Codecs whose frames every pool can read, by name.
+BUILT_IN: Final[dict[str, Codec]] = {codec.name: codec for codec in (MsgpackCodec(),)}
+
+__all__ = ["BUILT_IN", "Buffer", "Codec", "Frames", "MsgpackCodec", "register"]

@@ -2,8 +2,10 @@
 
 Guarantees:
 
-- A map is read-only for good: the pages are mapped ``PROT_READ``, and numpy refuses to make
-  an array over them writeable.
+- A map is read-only: the pages are mapped ``PROT_READ``, and numpy refuses to make an array over
+  them writeable. A codec may open them to writes by native code (:mod:`fbcache.codec.pages`); those
+  change this process's own copies of the pages that they meet, for the map is private. What was
+  never opened costs the same as a shared map, and counts towards no limit on memory.
 - No descriptor stays open behind a map (CPython 3.13 on any POSIX system, older ones on
   Linux), so ``RLIMIT_NOFILE`` does not bound how many there are.
 - The process never holds more than ``LIVE_MAPS.bound`` of them; past it, or when the kernel
@@ -31,6 +33,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fbcache.codec.pages import Pages
+
 #: Left to everything else that maps memory: libraries, thread stacks, allocators.
 _SLACK = 1024
 
@@ -43,15 +47,17 @@ _REFUSALS = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENODEV})
 if sys.version_info >= (3, 13):
     KEEPS_DESCRIPTOR = False
 
-    def map_file(fd: int, nbytes: int) -> mmap.mmap:
+    def map_file(fd: int, nbytes: int) -> Pages:
         """Map the first ``nbytes`` of ``fd`` read-only; ``fd`` may be closed at once."""
-        return mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ, trackfd=False)
+        return Pages(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ, trackfd=False)
 
 elif sys.platform == "linux" and sys.implementation.name == "cpython" and sys.maxsize > 2**32:
     KEEPS_DESCRIPTOR = False
 
-    #: Not in the mmap module. The same number on every 64-bit Linux that CPython supports.
+    #: Not in the mmap module. The same numbers on every 64-bit Linux that CPython supports, but
+    #: where ``MAP_NORESERVE`` has another one this one means nothing.
     _MAP_FIXED = 0x10
+    _MAP_NORESERVE = 0x4000
     _HUGE = 2 << 20
     _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -66,7 +72,7 @@ elif sys.platform == "linux" and sys.implementation.name == "cpython" and sys.ma
         ctypes.c_long,
     )
 
-    def map_file(fd: int, nbytes: int) -> mmap.mmap:
+    def map_file(fd: int, nbytes: int) -> Pages:
         """Map the first ``nbytes`` of ``fd`` read-only; ``fd`` may be closed at once.
 
         The map may be longer than the file; what follows are zeros.
@@ -78,9 +84,11 @@ elif sys.platform == "linux" and sys.implementation.name == "cpython" and sys.ma
         # A whole number of huge pages is placed at the edge of one, and then so is the file: the
         # kernel fills in larger pieces at each fault, and reading all of 256 MiB takes half the time.
         room = nbytes if nbytes < _HUGE else -(-nbytes // _HUGE) * _HUGE
-        place = mmap.mmap(-1, room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
+        place = Pages(-1, room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
         address = np.frombuffer(place, np.uint8).__array_interface__["data"][0]
-        placed = _libc_mmap(address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, 0)
+        # Pages that are opened to writes are hardly ever written to, so no room is set aside for that.
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        placed = _libc_mmap(address, nbytes, mmap.PROT_READ, flags, fd, 0)
         # On failure the anonymous pages are still there: Linux checks the file and the number of
         # maps before it takes the old ones away. Deallocating ``place`` unmaps them.
         if placed == _MAP_FAILED:
@@ -91,9 +99,9 @@ elif sys.platform == "linux" and sys.implementation.name == "cpython" and sys.ma
 else:
     KEEPS_DESCRIPTOR = True
 
-    def map_file(fd: int, nbytes: int) -> mmap.mmap:
+    def map_file(fd: int, nbytes: int) -> Pages:
         """Map the first ``nbytes`` of ``fd`` read-only, holding a duplicate of ``fd``."""
-        return mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ)
+        return Pages(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ)
 
 
 class Maps(Protocol):
