@@ -87,7 +87,8 @@ def thaw(value: Any) -> tuple[Any, Owners]:
 
     A bare array comes back as a new view, so that views handed out before stay read-only. Arrays
     in containers are thawed in place. Those whose memory cannot be written are replaced by
-    copies, in containers made anew.
+    copies, in containers made anew; so is what lends itself (a pandas frame under copy-on-write), by
+    copies that cost nothing until they are written.
 
     Returns
     -------
@@ -101,7 +102,10 @@ def thaw(value: Any) -> tuple[Any, Owners]:
     if type(value) is np.ndarray:
         fresh = value.view()
         return (fresh if _thaw(fresh, owners) else _owned_copy(value, owners)), owners
-    stuck = [array for array in _arrays(value) if not _thaw(array, owners)]
+    lent = _lent(value)
+    value = _replace(value, {id(part): copied for part, copied in lent if copied is not part})
+    closed = {id(copied) for _, copied in lent}
+    stuck = [array for array in _arrays(value, closed) if not _thaw(array, owners)]
     return _replace(value, {id(array): _owned_copy(array, owners) for array in stuck}), owners
 
 
@@ -238,18 +242,21 @@ def _thaw(array: Array, owners: Owners) -> bool:
 # ------------------------------------------------------------------------------- containers
 
 
-def _arrays(value: Any) -> Iterator[Array]:
-    return (part for part in _walk(value) if isinstance(part, np.ndarray))
+def _arrays(value: Any, closed: Container[int] = frozenset()) -> Iterator[Array]:
+    return (part for part in _walk(value, closed) if isinstance(part, np.ndarray))
 
 
-def _walk(value: Any) -> Iterator[Any]:
-    """Yield a value and all that its containers hold, each once, atoms left out."""
+def _walk(value: Any, closed: Container[int] = frozenset()) -> Iterator[Any]:
+    """Yield a value and all that its containers hold, each once, atoms left out.
+
+    What is in ``closed`` by its id, when it was yielded, is not looked into.
+    """
     seen = {id(value)}
     pending = [value]
     while pending:
         item = pending.pop()
         yield item
-        for part in _parts(item):
+        for part in () if id(item) in closed else _parts(item):
             if type(part) not in _ATOMS and id(part) not in seen:
                 seen.add(id(part))
                 pending.append(part)
@@ -315,8 +322,8 @@ def _rebuild(item: Any, made: dict[int, Any], stale: set[int]) -> Any:
 
 def _copies(value: Any, owned: Container[int]) -> dict[int, Any]:
     """Independent copies of the parts that make such of themselves, by id."""
-    copies = {}
-    for part in _walk(value):
+    copies: dict[int, Any] = {}
+    for part in _walk(value, copies):
         known = None if type(part) in _CONTAINERS else kind_of(type(part))
         if known is None or known.own is None:
             continue
@@ -324,6 +331,19 @@ def _copies(value: Any, owned: Container[int]) -> dict[int, Any]:
         if not arrays or not all(id(_owner(array)) in owned for array in arrays):
             copies[id(part)] = known.own(part)
     return copies
+
+
+def _lent(value: Any) -> list[tuple[Any, Any]]:
+    """The parts that lend themselves to be written, each with what is to be written instead."""
+    lent = []
+    closed: set[int] = set()
+    for part in _walk(value, closed):
+        known = None if type(part) in _CONTAINERS else kind_of(type(part))
+        copied = None if known is None or known.lend is None else known.lend(part)
+        if copied is not None:
+            lent.append((part, copied))
+            closed.add(id(part))
+    return lent
 
 
 # ----------------------------------------------------------------------------------- ghosts

@@ -18,7 +18,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from fbcache.adoption import Adoption
-from fbcache.entry import Entry, Event, State, Token, next_state
+from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import PoolClosedError
 from fbcache.events import EventKind
 from fbcache.lru import Policy
@@ -96,6 +96,7 @@ class Residency(Adoption):
         order, disk_bytes, payload = outcome.order, outcome.disk_bytes, outcome.payload
         entry = order.entry
         order.ended = True
+        order.value = MISSING  # an error's traceback may keep the order
         self._write_ended(entry, Event.WRITTEN)
         # What was named meanwhile, as it was shown to somebody, keeps its name.
         token = Token(order.key if order.key is not None else entry.key, disk_bytes, slot=outcome.slot)
@@ -129,6 +130,7 @@ class Residency(Adoption):
         if order.ended:
             return
         order.ended = True
+        order.value = MISSING
         self._write_ended(entry, Event.WRITE_FAILED)
         self.errors += 1
         if self.log is not None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from fbcache.codec import BUILT_IN
-from fbcache.codec.frames import Codec, Frames
+from fbcache.codec.frames import Codec, Frames, Reads
 from fbcache.entry import Entry, Token
 from fbcache.errors import CorruptBlobError, FBCacheError, StorageError
 from fbcache.freezing import seal, take_over, thaw
@@ -129,42 +129,46 @@ class Spiller:
 
     def _write_all(self, orders: Sequence[WriteOrder]) -> None:
         small = self._packing.small if self._packing is not None else -1
-        together: list[WriteOrder] = []
-        frames_of: list[Frames] = []
+        together: list[tuple[WriteOrder, Frames]] = []
         apart: list[tuple[WriteOrder, Frames]] = []
-        for order in orders:
-            try:
-                frames = self._encode(order)
-            except BaseException as error:
-                # Memory may come free again; what cannot be encoded stays so.
-                self._decisions.write_failed(order, error, hopeless=not isinstance(error, MemoryError))
-                continue
-            if frames.nbytes <= small:
-                together.append(order)
-                frames_of.append(frames)
+        try:
+            for order in orders:
+                frames = self._try_to_encode(order)
+                if frames is not None:
+                    (together if frames.nbytes <= small else apart).append((order, frames))
+            frames = None
+            if together:
+                self._pack(together)
+            if len(apart) > 1 and self._batching is not None:
+                self._write_batch(self._batching, apart)
             else:
-                apart.append((order, frames))
-        if together:
-            self._pack(together, frames_of)
-        if len(apart) > 1 and self._batching is not None:
-            self._write_batch(self._batching, apart)
-        else:
-            for order, frames in apart:
-                self._write_one(order, frames)
+                while apart:
+                    self._write_one(*apart.pop(0))
+        finally:  # an error that somebody keeps has this frame above its own
+            together.clear()
+            apart.clear()
 
-    def _pack(self, orders: Sequence[WriteOrder], many: Sequence[Frames]) -> None:
+    def _try_to_encode(self, order: WriteOrder) -> Frames | None:
+        try:
+            return self._encode(order)
+        except BaseException as error:
+            # Memory may come free again; what cannot be encoded stays so.
+            self._decisions.write_failed(order, error, hopeless=not isinstance(error, MemoryError))
+            return None
+
+    def _pack(self, together: list[tuple[WriteOrder, Frames]]) -> None:
         assert self._packing is not None
         try:
-            slots, sizes = self._packing.append(many)
+            slots, sizes = self._packing.append([frames for _, frames in together])
         except BaseException as error:
-            if len(orders) == 1:
-                self._decisions.write_failed(orders[0], error, hopeless=False)
+            if len(together) == 1:
+                self._decisions.write_failed(together[0][0], error, hopeless=False)
                 return
-            for order, frames in zip(orders, many, strict=True):  # there may be room for some
-                self._pack([order], [frames])
+            for one in together:  # there may be room for some
+                self._pack([one])
         else:
-            found = zip(orders, many, slots, sizes, strict=True)
-            self._decisions.written([Written(o, nbytes, f.nbytes, slot) for o, f, slot, nbytes in found])
+            found = zip(together, slots, sizes, strict=True)
+            self._decisions.written([Written(o, nbytes, f.nbytes, slot) for (o, f), slot, nbytes in found])
 
     def _write_batch(self, store: Batching, apart: Sequence[tuple[WriteOrder, Frames]]) -> None:
         items = [(self._decisions.key_of(order), frames) for order, frames in apart]
@@ -256,7 +260,7 @@ class Spiller:
     def _read(self, order: LoadOrder) -> Any:
         token = order.token
         frames = self.fetch(token, writable=order.writable, verify=order.verify)
-        codec = self._codec
+        codec: Reads = self._codec
         if frames.codec != codec.name:
             codec = self._codec_of(frames, token)
         try:
@@ -269,7 +273,7 @@ class Spiller:
         value, owners = thaw(value)
         return take_over(value, owned=owners)
 
-    def _codec_of(self, frames: Frames, token: Token) -> Codec:
+    def _codec_of(self, frames: Frames, token: Token) -> Reads:
         found = BUILT_IN.get(frames.codec)
         if found is None:
             raise CorruptBlobError(
@@ -278,3 +282,4 @@ class Spiller:
                 path=self.locate(token),
             )
         return found
+

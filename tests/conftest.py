@@ -23,6 +23,7 @@ import pytest
 
 from fbcache import FBPool, FileStore
 from fbcache.store import mounts
+from fbcache.store.choice import STORES
 from fbcache.store.protocol import StoreLimits
 from fbcache.waiting import Waiter
 from tests.faults import PATIENCE, FaultyDisk, Gate
@@ -33,6 +34,7 @@ _LAZILY_OPENED = frozenset({"/dev/urandom", "/dev/random", "/dev/null"})
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--io-threads", type=int, default=None, help="I/O threads of every pool; 1 is enough")
+    parser.addoption("--store", default="auto", help="the store of every pool that asks for none")
     parser.addoption("--soak", action="store_true", help="run the long tests too, and the others for longer")
 
 
@@ -85,6 +87,14 @@ def _descriptors() -> Counter[str]:
 def _new_descriptors(before: Counter[str]) -> list[str]:
     new = _descriptors() - before
     return [target for target in new if target not in _LAZILY_OPENED]
+
+
+@pytest.fixture(autouse=True)
+def _default_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that look at the blobs' own files, or count their bytes, have all of them in files."""
+    marked = request.node.get_closest_marker("files") is not None
+    store = "files" if marked else request.config.getoption("--store")
+    monkeypatch.setitem(STORES, "auto", STORES[store])
 
 
 @pytest.fixture(autouse=True)

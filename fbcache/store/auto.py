@@ -52,7 +52,7 @@ class AutoStore(FileStore):
     ) -> None:
         super().__init__(directory, limits=limits, mmap=mmap, disk=disk)
         self.small = small
-        self._packed = PackedStore(directory, disk=disk, ledger=self._ledger)
+        self._packed = PackedStore(directory, limits=limits, disk=disk, ledger=self._ledger)
         self.append = self._packed.append
         self.at = self._packed.at
         self.free = self._packed.free

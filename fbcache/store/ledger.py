@@ -47,8 +47,8 @@ class Ledger:
         with self._lock:
             return self._room(on_disk)
 
-    def reserve(self, nbytes: int, on_disk: int) -> int | None:
-        """Set ``nbytes`` aside for a write.
+    def reserve(self, nbytes: int, on_disk: int, *, spare: int = 0) -> int | None:
+        """Set ``nbytes`` aside for a write, if ``spare`` more would be left after it.
 
         Returns
         -------
@@ -57,7 +57,7 @@ class Ledger:
             the bytes that there were, and nothing is reserved.
         """
         with self._lock:
-            room = self._room(on_disk)
+            room = max(self._room(on_disk) - spare, 0)
             if nbytes > room:
                 return room
             self._reserved += nbytes

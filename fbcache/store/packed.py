@@ -39,9 +39,9 @@ class PackedStore:
     disk : Disk
         The system calls.
     ledger : Ledger, optional
-        That of another store which shares the limits; ``limits`` is then of no account.
-    segment : int
-        Bytes of a segment.
+        That of another store which shares the limits.
+    segment : int, optional
+        Bytes of a segment. Default: 32 MiB, or a sixteenth of ``max_disk`` if that is less.
     """
 
     #: Everything is packed, whatever its size.
@@ -54,12 +54,13 @@ class PackedStore:
         limits: StoreLimits = _NO_LIMITS,
         disk: Disk = DISK,
         ledger: Ledger | None = None,
-        segment: int = SEGMENT,
+        segment: int | None = None,
     ) -> None:
         self._directory = directory
         self._ledger = Ledger(limits) if ledger is None else ledger
         self._room = Room(directory, self._ledger, disk)
-        self._segments = Segments(directory, self._room, disk, nbytes=segment)
+        nbytes = _segment_for(limits) if segment is None else segment
+        self._segments = Segments(directory, self._room, disk, nbytes=nbytes)
         self._lock = Lock()
         self._places: dict[UUID, tuple[int, int]] = {}
         self.append = self._segments.append
@@ -154,3 +155,6 @@ class PackedStore:
             self._places.clear()
         self._segments.close()
 
+
+def _segment_for(limits: StoreLimits) -> int:
+    return SEGMENT if limits.max_disk is None else max(min(SEGMENT, limits.max_disk // 16), 1)

@@ -43,8 +43,8 @@ class Room:
         except OSError:  # no write could succeed; the next one says why
             return 0
 
-    def reserve(self, nbytes: int) -> None:
-        """Set ``nbytes`` aside for a write.
+    def reserve(self, nbytes: int, *, spare: int = 0) -> None:
+        """Set ``nbytes`` aside for a write, if ``spare`` more would be left after it.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class Room:
             raise self.error("write to", self._directory, error, needed=nbytes) from error
         if self.ledger.closed:
             raise self.closed_error()
-        free = self.ledger.reserve(nbytes, on_disk)
+        free = self.ledger.reserve(nbytes, on_disk, spare=spare)
         if free is not None:
             raise self.full_error(nbytes, free)
 

@@ -19,7 +19,7 @@ table, the free slots, and every field of every segment.
 Space
 -----
 A sealed segment is compacted when less than half of its bytes are needed, so that segments take at most
-twice what is needed and one segment. After log-structured storage: Rosenblum and Ousterhout, 1992.
+twice what is needed and one segment. Room for one more segment is kept for compaction. After log-structured storage: Rosenblum and Ousterhout, 1992.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Segments:
     def _reserve(self, nbytes: int) -> None:
         while True:
             try:
-                self._room.reserve(nbytes)
+                self._room.reserve(nbytes, spare=self._nbytes)  # which compaction can do with
                 return
             except StorageError:
                 if not self._compact_any():
@@ -365,7 +365,7 @@ class Segments:
     def _mostly_dead(self) -> _Segment | None:
         """Take a segment to be compacted, if there is one that is due. Under the lock."""
         active = self._active
-        if active is not None and active.end > self._nbytes // 4 and 2 * active.live < active.end:
+        if active is not None and self._is_worth_sealing(active):
             active.sealed = True
             self._active = None
         for segment in self._segments.values():
@@ -374,6 +374,12 @@ class Segments:
                 segment.moving = True
                 return segment
         return None
+
+    def _is_worth_sealing(self, active: _Segment) -> bool:
+        """Whether the active segment is mostly dead and not small, or all that is left and dead."""
+        if active.live:
+            return active.end > self._nbytes // 4 and 2 * active.live < active.end
+        return active.end > 0 and not active.writers and len(self._segments) == 1
 
     def _compact_any(self) -> bool:
         """Compact the segment with most to gain, where there is no room; whether there was one."""

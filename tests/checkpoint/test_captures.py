@@ -67,6 +67,7 @@ def busy(pool: FBPool, disk: Any) -> Iterator[Any]:
 # -------------------------------------------------------------------- what is captured is given back
 
 
+@pytest.mark.files
 def test_a_capture_of_what_is_on_disk_needs_no_wait_and_keeps_the_blob(pool: FBPool) -> None:
     pool.put("x", array(1))
     pool.evict()
@@ -250,6 +251,7 @@ def test_a_copy_for_a_save_shares_no_file_with_the_content_that_comes_back(
     nothing_is_left(pool)
 
 
+@pytest.mark.files
 def test_a_capture_of_what_is_changed_has_the_size_it_came_to(pool: FBPool, spawn: Spawn) -> None:
     """Invariant 3: the budget of a pool that restores it counts with that."""
     pool.put("x", array(1))
@@ -266,6 +268,7 @@ def test_a_capture_of_what_is_changed_has_the_size_it_came_to(pool: FBPool, spaw
     release(pool, captures)
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("fails", [False, True], ids=["settles", "rolls back"])
 @pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
 @pytest.mark.parametrize("deleted", [False, True], ids=["named", "deleted"])
@@ -290,6 +293,7 @@ def test_a_change_under_way_is_waited_for_with_its_outcome(
     nothing_is_left(pool)
 
 
+@pytest.mark.files
 def test_a_change_under_way_and_the_next_writer_in_line_are_told_apart(
     pool: FBPool, spawn: Spawn, sleepers: Sleepers
 ) -> None:
@@ -306,6 +310,7 @@ def test_a_change_under_way_and_the_next_writer_in_line_are_told_apart(
     nothing_is_left(pool)
 
 
+@pytest.mark.files
 def test_a_value_that_is_read_after_its_change_is_written_while_it_is_read(
     pool: FBPool, spawn: Spawn, sleepers: Sleepers
 ) -> None:
@@ -401,6 +406,7 @@ def test_a_task_of_this_loop_that_is_only_loading_to_write_does_not_hinder_a_sav
     nothing_is_left(pool)
 
 
+@pytest.mark.files
 def test_a_write_guard_that_nobody_has_any_more_is_no_deadlock(pool: FBPool) -> None:
     """An interrupt at the entry of ``__exit__`` leaves one; the same cell's next save has to work."""
     pool.put("x", array(1))
@@ -489,15 +495,15 @@ def test_values_for_a_save_and_those_that_must_leave_take_turns(
         pool.put(name, array(name))
     order: list[Any] = []
     residency = pool._engine.residency
-    real = residency._next_write
+    real = residency.next_to_write
 
-    def next_write() -> Any:
-        write = real()
-        if write is not None:
-            order.append(write.entry.name)
-        return write
+    def next_to_write() -> Any:
+        entry = real()
+        if entry is not None:
+            order.append(entry.name)
+        return entry
 
-    residency._next_write = next_write  # type: ignore[method-assign]
+    residency.next_to_write = next_to_write  # type: ignore[method-assign]
     with busy(pool, disk):
         order.clear()
         captures = capture(pool, 0, 1, 2, 3)

@@ -361,6 +361,7 @@ def test_a_manifest_that_names_what_is_not_there_opens_and_its_entries_say_so(po
     assert pool.save(target, ["mine"]).names == ("mine",)
 
 
+@pytest.mark.files
 def test_a_manifest_that_lies_about_its_values_cannot_break_the_pools_books(make_pool, target, two_versions):
     with TrackedDirectory(target, readonly=True) as tracked:
         manifest = tracked._directory.versions.read(2)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from fbcache import PoolClosedError, TrackedDirectory
 from fbcache.checkpoint.registry import directory_at
 from tests.checkpoint.cuts import MemoryStore, array
 from tests.conftest import GatedDisk
 
 
+@pytest.mark.files
 def test_closing_the_pool_while_a_save_is_at_the_link_is_a_closed_pool(make_pool, tmp_path, spawn):
     disk = GatedDisk()
     pool = make_pool(io_threads=1)

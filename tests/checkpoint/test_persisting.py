@@ -71,6 +71,7 @@ def loaded(pool: FBPool, tracked: TrackedDirectory, key: Any) -> Any:
 # ------------------------------------------------------------------------------- one blob
 
 
+@pytest.mark.files
 def test_a_persisted_blob_is_the_pools_own_file_under_one_more_name(
     pool: FBPool, tracked: TrackedDirectory, target: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_persisting_what_a_checkpoint_has_only_pins_it(
     assert key.hex in blobs_in(target), "the checkpoint's end took a persisted blob with it"
 
 
+@pytest.mark.files
 def test_each_content_has_a_key_of_its_own_there(pool: FBPool, tracked: TrackedDirectory) -> None:
     """Invariant 4."""
     pool.put("x", array(1))
@@ -138,6 +140,7 @@ def test_each_content_has_a_key_of_its_own_there(pool: FBPool, tracked: TrackedD
     nothing_is_left(pool)
 
 
+@pytest.mark.files
 def test_two_directories_have_the_blob_each_and_deleting_one_leaves_the_other(
     pool: FBPool, tracked: TrackedDirectory, tmp_path: Path
 ) -> None:
@@ -175,6 +178,7 @@ def test_a_persisted_blob_outlives_its_pool(make_pool: MakePool, target: Path) -
 # ----------------------------------------------------------------------- where no link can be
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EMLINK, errno.EPERM])
 @pytest.mark.parametrize("ways", [0, 1, 2])
 def test_across_file_systems_the_blob_is_copied_and_the_pool_keeps_its_own(
@@ -195,6 +199,7 @@ def test_across_file_systems_the_blob_is_copied_and_the_pool_keeps_its_own(
     assert loaded(pool, tracked, key) == 1
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("call", ["rename", "writev", "pin"])
 def test_a_copy_or_pin_that_fails_leaves_nothing_and_the_next_try_works(
     call: str, pool: FBPool, tracked: TrackedDirectory, disk: GatedDisk, target: Path
@@ -320,6 +325,7 @@ def test_closing_the_pool_ends_every_spawned_persist(
     assert len(tracked) == 0
 
 
+@pytest.mark.files
 def test_closing_the_pool_while_persist_is_at_the_link_is_a_closed_pool(
     make_pool: MakePool, tracked: TrackedDirectory, disk: GatedDisk, spawn: Spawn
 ) -> None:
@@ -338,6 +344,7 @@ def test_closing_the_pool_while_persist_is_at_the_link_is_a_closed_pool(
 # --------------------------------------------------------------------------------- races
 
 
+@pytest.mark.files
 def test_many_threads_that_persist_one_key_link_it_once(
     pool: FBPool, tracked: TrackedDirectory, disk: GatedDisk, target: Path, spawn: Spawn
 ) -> None:
@@ -374,6 +381,7 @@ def test_deleting_a_key_while_it_is_persisted_again_keeps_what_persist_returned(
     assert loaded(pool, tracked, key) == 1
 
 
+@pytest.mark.files
 def test_deleting_a_key_while_its_blob_is_being_linked_is_a_key_error_and_the_persist_stands(
     pool: FBPool, tracked: TrackedDirectory, disk: GatedDisk, target: Path, spawn: Spawn
 ) -> None:

@@ -197,6 +197,7 @@ def test_unchanged_entries_cost_neither_link_nor_open_nor_write_nor_fsync(
     assert few == many and few["link"] == few["copy_range"] == few["clone"] == 0
 
 
+@pytest.mark.files
 def test_one_changed_entry_of_many_costs_one_link_and_is_the_only_one_written(pool, target, disk):
     for number in range(40):
         pool[number] = np.full(100, number)
@@ -584,6 +585,7 @@ def test_a_name_that_cannot_be_kept_commits_nothing(pool, target):
 CALLS = ["link", "open", "writev", "fsync", "rename", "preadv", "fstat"]
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("call", CALLS)
 def test_a_failure_at_any_call_of_a_save_leaves_the_former_checkpoint_and_the_next_save_works(
     pool, target, disk, restored, call

@@ -209,6 +209,7 @@ def memory() -> Iterator[Path]:
 
 
 # The interpreter drops what a finalizer raises.
+@pytest.mark.files
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("scenario", "stride"), SCENARIOS, ids=lambda p: getattr(p, "__name__", ""))
 def test_an_interrupt_anywhere_keeps_nothing_back_of_the_pool_and_no_half_checkpoint(

@@ -737,6 +737,7 @@ def test_a_value_found_larger_than_the_budget_when_written_leaves_memory(make_po
 # ---------------------------------------------------------------------------------- stats
 
 
+@pytest.mark.files
 def test_the_figures_say_what_was_done(make_pool: MakePool) -> None:
     pool = make_pool(BUDGET)
     fill(pool, 10)

@@ -161,6 +161,7 @@ ACCESSES: dict[str, Callable[[FBPool], Any]] = {
 }
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("nbytes", [SMALL, LARGE])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 @pytest.mark.parametrize("mmap", [True, False], ids=["map", "read"])
@@ -203,6 +204,7 @@ def test_a_damaged_blob_is_told_by_key_and_file_and_the_pool_goes_on(
     file.with_name("copy").unlink(missing_ok=True)
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("access", ACCESSES.values(), ids=ACCESSES.keys())
 @pytest.mark.parametrize("how", ["replace", "delete", "drop"])
 def test_an_entry_whose_blob_is_damaged_can_be_replaced_and_deleted(
@@ -226,6 +228,7 @@ def test_an_entry_whose_blob_is_damaged_can_be_replaced_and_deleted(
     pool.validate()
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("access", ["make_mut", "load", "load_mut"])
 def test_a_handle_whose_blob_is_damaged_says_so_and_can_be_dropped(make_pool: MakePool, access: str) -> None:
     pool = make_pool(BUDGET)
@@ -279,6 +282,7 @@ VALUES: dict[str, Any] = {
 }
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
 def test_with_verify_always_a_flipped_byte_anywhere_is_told(make_pool: MakePool, value: Any) -> None:
     pool = make_pool(BUDGET, verify="always")
@@ -314,6 +318,7 @@ def test_with_verify_always_a_flipped_byte_in_a_large_blob_is_told(
         assert (value["a"] == 1).all()
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
 def test_a_flipped_byte_anywhere_in_a_header_is_told_without_being_asked_to_verify(
     make_pool: MakePool, value: Any
@@ -327,6 +332,7 @@ def test_a_flipped_byte_anywhere_in_a_header_is_told_without_being_asked_to_veri
         flip(file, offset, 0x20)
 
 
+@pytest.mark.files
 def test_a_blob_cut_anywhere_is_told_without_being_asked_to_verify(make_pool: MakePool) -> None:
     pool = make_pool(BUDGET, verify="never")
     _, file = spilled(pool, VALUES["dict"])
@@ -346,6 +352,7 @@ class Plain:
         self.text = text
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("value", ["ä" * 5_000, Plain("ä" * 50_000)], ids=["text", "pickle"])
 def test_content_that_no_longer_decodes_is_told_by_key_and_file(make_pool: MakePool, value: Any) -> None:
     """Payloads of a session's own blobs are trusted, and may turn out to be no value all the same."""

@@ -314,6 +314,7 @@ def test_make_mut_with_rollback_brings_the_content_back_and_leaves_the_others_al
         pool.validate()
 
 
+@pytest.mark.files
 def test_a_blob_that_two_entries_share_goes_with_the_last_of_them(pool, blob_files):
     fb = pool.put("a", array(1))
     pool.evict()
@@ -410,6 +411,7 @@ def test_make_mut_gives_the_copy_the_size_of_the_original(pool):
 # ------------------------------------------------------------------ write_now
 
 
+@pytest.mark.files
 def test_write_now_writes_one_file_and_keeps_the_value(pool, blob_files):
     fb = pool.put("a", array(1))
     fb.write_now()
@@ -495,6 +497,7 @@ def test_write_now_inside_a_read_guard_writes_although_a_writer_waits(pool, spaw
     assert pool["a"][0] == 2
 
 
+@pytest.mark.files
 def test_a_mutation_deletes_the_former_blob(pool, blob_files):
     fb = pool.put("a", array(1))
     fb.write_now()

@@ -126,6 +126,7 @@ def test_delete_takes_the_name_and_the_value(pool):
         del pool["a"]
 
 
+@pytest.mark.files
 def test_delete_takes_the_file_too(pool, blob_files):
     pool["a"] = array(1)
     pool.evict()

@@ -788,6 +788,7 @@ def test_past_the_bound_on_maps_values_are_read(
 # ------------------------------------------------------------------------------- deletion
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("how", ["delete", "pop", "replace", "mutate", "drop", "forget"])
 def test_a_blob_that_nobody_needs_is_deleted(make_pool: MakePool, blob_files: BlobFiles, how: str) -> None:
     pool = make_pool(BUDGET)
@@ -852,6 +853,7 @@ def test_a_failed_deletion_surfaces_once(narrow: tuple[FBPool, FaultyDisk]) -> N
 # ------------------------------------------------------------- the directory goes away
 
 
+@pytest.mark.files
 def test_a_directory_that_vanished_loses_nothing_in_memory(make_pool: MakePool) -> None:
     pool = make_pool(BUDGET)
     pool.put("spilled", content(1))

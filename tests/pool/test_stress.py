@@ -269,6 +269,7 @@ def operations(soak: bool) -> int:
     return 20_000 if soak else 300
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("policy", ["lru", "lfu", "rr"])
 def test_a_crowd_sees_only_whole_values(make_pool: MakePool, soak: bool, policy: str) -> None:
     pool = make_pool(BUDGET, policy=policy)
@@ -278,6 +279,7 @@ def test_a_crowd_sees_only_whole_values(make_pool: MakePool, soak: bool, policy:
     settle(pool, crowd)
 
 
+@pytest.mark.files
 @pytest.mark.usefixtures("switches_often")
 @pytest.mark.parametrize("options", [{"io_threads": 1}, {"mmap": False, "verify": "always"}], ids=str)
 def test_a_crowd_that_switches_often_sees_only_whole_values(
