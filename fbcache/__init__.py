@@ -12,12 +12,12 @@ The map of the house, from the street to the cellar; each room imports only from
     ``FBPool``: names, and the public face; decides nothing itself
 ``engine``
     the parts of a pool put together, and how it ends: close, collection, exit, fork
-``handle``, ``leash``, ``writeguard``, ``guard``
+``handle``, ``leash``, ``writeguard``, ``watchedguard``, ``guard``
     ``Fb``, and the guards that ``with`` and ``async with`` enter
 ``checkpoint``
     tracked directories: the lock, keys, manifests; saving, restoring, verifying
-``audit``
-    every counter counted anew: to check, and to mend what an interrupt tore
+``audit``, ``promises``
+    every counter counted anew, to check and to mend; and values looked at again, in debug mode
 ``residency``, ``adoption``, ``captures``, ``budget``, ``books``
     the budget: who stays, who is written ahead, who leaves, who waits; does no I/O
 ``spill``, ``workers``
@@ -37,7 +37,7 @@ The map of the house, from the street to the cellar; each room imports only from
 from fbcache.checkpoint.saver import Checkpoint
 from fbcache.checkpoint.tracked import TrackedDirectory
 from fbcache.checkpoint.verifying import VerifyReport
-from fbcache.codec import MsgpackCodec, register
+from fbcache.codec import Compressed, MsgpackCodec, register
 from fbcache.codec.frames import Frames
 from fbcache.entry import State
 from fbcache.errors import (
@@ -51,6 +51,7 @@ from fbcache.errors import (
     FBCacheWarning,
     ForkedPoolError,
     InternalError,
+    MutatedError,
     NameTakenError,
     PickleRefusedError,
     PoolClosedError,
@@ -64,7 +65,9 @@ from fbcache.guard import ReadGuard
 from fbcache.handle import Fb
 from fbcache.pool import FBPool
 from fbcache.stats import PoolStats
+from fbcache.store.diskcached import DiskcacheStore
 from fbcache.store.files import FileStore
+from fbcache.store.packed import PackedStore
 from fbcache.writeguard import WriteGuard
 
 __version__ = "0.1.0"
@@ -83,9 +86,12 @@ __all__ = [
     "VerifyReport",
     # how values become frames, and where those go
     "MsgpackCodec",
+    "Compressed",
     "Frames",
     "register",
     "FileStore",
+    "PackedStore",
+    "DiskcacheStore",
     # errors
     "FBCacheError",
     "FBCacheWarning",
@@ -95,6 +101,7 @@ __all__ = [
     "ForkedPoolError",
     "DirectoryInUseError",
     "ReadOnlyError",
+    "MutatedError",
     "NameTakenError",
     "CheckpointNotFoundError",
     "UnsupportedTypeError",

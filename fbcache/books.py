@@ -25,11 +25,12 @@ from concurrent.futures import Future
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
+from fbcache.codec.frames import Codec
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import FBCacheError, PoolClosedError
 from fbcache.events import EventLog
 from fbcache.keys import KeyIndex
-from fbcache.waiting import Answer, Hold
+from fbcache.waiting import Answer, Hold, Waiter
 from fbcache.workers import Workers
 
 P = ParamSpec("P")
@@ -55,6 +56,13 @@ class Books:
         # Appended to by finalizers.
         self.lost_handles: deque[Entry] = deque()
         self.lost_guards: deque[Hold] = deque()
+        self.lost_wants: deque[Any] = deque()
+        # Of few entries, or of none: codecs of their own, and fingerprints.
+        self.codecs: dict[Entry, Codec] = {}
+        self.noted: dict[Entry, int] = {}
+        # Who waits for what a decision may bring about.
+        self.room: deque[Waiter] = deque()
+        self.idlers: list[Waiter] = []
         # Dealt with after the lock is released.
         self._garbage: deque[tuple[Entry, Any]] = deque()
         self._answers: deque[tuple[Answer | Future[None], BaseException | None]] = deque()
@@ -87,9 +95,11 @@ class Books:
                     if self.torn:
                         self._mend(self)
                     self.torn = True
-                    self._reap()
+                    if self.lost_handles or self.lost_guards or self.lost_wants:
+                        self._reap()
                     result = act(*args, **kwargs)
-                    self._let_in()
+                    if self.room or self.idlers:
+                        self._let_in()
                     self.torn = False
                 except (FBCacheError, KeyError):  # said by a decision itself, between two changes
                     self.torn = False
@@ -156,6 +166,12 @@ class Books:
             del self.lost_guards[0]
             hold.withdraw()
 
+    def inherit(self, entry: Entry, twin: Entry) -> None:
+        """Have ``twin``, which takes over content of ``entry``, encoded as that is."""
+        codec = self.codecs.get(entry)
+        if codec is not None:
+            self.codecs[twin] = codec
+
     def withdraw_abandoned(self) -> None:
         """Let all entries go that are held by guards which nobody has any more."""
         for entry in [e for e in self.entries if e.held]:
@@ -189,6 +205,9 @@ class Books:
             self.ending.add(entry)
         elif former in IN_MEMORY:
             self.resident_bytes -= entry.nbytes
+        if self.codecs or self.noted:
+            self.codecs.pop(entry, None)
+            self.noted.pop(entry, None)
         self._garbage.append((entry, entry.value))
         entry.value = MISSING
         self.release(entry)

@@ -18,7 +18,6 @@ its order, and put back at the front when the last guard leaves.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
@@ -48,7 +47,6 @@ class Budget(Books):
         self.front = policy.front
         self.queued: Chain[Entry] = Chain()
         self.clean: Chain[Entry] = Chain()
-        self.room: deque[Waiter] = deque()
         self.writing_bytes = 0
         self.writing_count = 0
         self.suspended = False  # a write has failed: none is begun before a put needs one
@@ -239,6 +237,8 @@ class Budget(Books):
         value = entry.value
         ghost = Ghost.of(value)
         state = next_state(entry.state, Event.EVICT)
+        if self.noted:
+            self.noted.pop(entry, None)  # what comes back may be laid out otherwise
         entry.state = state
         entry.value = MISSING
         entry.ghost = ghost

@@ -20,7 +20,7 @@ waits for all of the others, and they keep their place in the order of eviction.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -121,7 +121,6 @@ class Captures(Budget):
     ) -> None:
         super().__init__(budget, policy, workers, mend)
         self.wanted: OrderedDict[Entry, None] = OrderedDict()  # to be written for captures
-        self.lost_wants: deque[Want] = deque()  # appended to by finalizers
         self._turn_of_wanted = False
 
     def capture(
@@ -240,6 +239,7 @@ class Captures(Budget):
         if entry.captures is None:  # the save has given up
             return
         self.admit(twin)
+        self.inherit(entry, twin)
         while (want := entry.captures) is not None:
             # Straight line.
             entry.captures = want.next

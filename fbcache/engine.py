@@ -27,11 +27,14 @@ from fbcache.codec.frames import Codec
 from fbcache.entry import Entry
 from fbcache.errors import FBCacheError, FBCacheWarning, ForkedPoolError, PoolClosedError, StorageError
 from fbcache.events import EventLog, Sink
+from fbcache.guard import ReadGuard
 from fbcache.lru import make_policy
+from fbcache.promises import Promises
 from fbcache.residency import Residency
 from fbcache.spill import Spiller
 from fbcache.store.protocol import Batching, BlobStore, Packing
 from fbcache.store.session import Session
+from fbcache.watchedguard import WatchedReadGuard
 from fbcache.workers import Workers
 
 #: Bytes of small values that are written together, where the store gains by it: half a millisecond's work.
@@ -53,6 +56,8 @@ class Engine:
         The directory that ``store`` is in, if it is the pool's own.
     events : Sink or None
         Who hears what the pool does; stays the caller's.
+    debug : bool
+        Whether readers are held to their promise.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Engine:
         io_threads: int,
         verify: str,
         events: Sink | None = None,
+        debug: bool = False,
     ) -> None:
         order = make_policy(policy, budget)
         self.names: dict[Hashable, Entry] = {}
@@ -79,6 +85,8 @@ class Engine:
         if events is not None:
             self.residency.log = EventLog(events)
         self.spiller = Spiller(self.residency, codec, store)
+        self.promises = Promises(self.residency)
+        self.read_guard = WatchedReadGuard if debug else ReadGuard
         self.residency.by_slot = isinstance(store, Packing)
         if isinstance(store, (Packing, Batching)):
             self.residency.batch = _BATCH

@@ -97,6 +97,9 @@ _EDGES: Final[dict[tuple[State, Event], State]] = {
     (State.DROPPED, Event.RESTORE): State.DROPPED,
 }
 
+#: The same by the numbers of state and event: an enum's hash is a Python call.
+_TABLE: Final = tuple(tuple(_EDGES.get((state, event)) for event in Event) for state in State)
+
 #: States in which an entry's value takes memory.
 IN_MEMORY: Final = frozenset({State.RESIDENT, State.WRITING, State.CLEAN, State.MUTATING})
 
@@ -109,10 +112,10 @@ def next_state(state: State, event: Event) -> State:
     InternalError
         The design rules this pair out.
     """
-    try:
-        return _EDGES[state, event]
-    except KeyError:
-        raise InternalError(f"an entry that is {state.name} met {event.name}") from None
+    following = _TABLE[state][event]
+    if following is None:
+        raise InternalError(f"an entry that is {state.name} met {event.name}")
+    return following
 
 
 class _Missing:

@@ -8,6 +8,7 @@ and its message says what to do next. An unknown name or key is a plain ``KeyErr
 from __future__ import annotations
 
 import errno
+from collections.abc import Hashable
 from uuid import UUID
 
 
@@ -64,6 +65,22 @@ class DirectoryInUseError(FBCacheError, RuntimeError):
 
 class ReadOnlyError(FBCacheError, PermissionError):
     """The tracked directory was opened with ``readonly=True``; nothing was changed."""
+
+
+class MutatedError(FBCacheError, RuntimeError):
+    """A value was changed outside of a write guard: only pools with ``debug=True`` find out.
+
+    The value is as the change has left it.
+
+    Attributes
+    ----------
+    name : hashable
+        The entry's name; None if it has none.
+    """
+
+    def __init__(self, message: str, *, name: Hashable = None) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class NameTakenError(FBCacheError, ValueError):

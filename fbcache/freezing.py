@@ -53,9 +53,10 @@ def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
         The value to keep: the same object, unless some array in it had to be copied. A bare array
         comes back as a view that can never be made writeable.
     """
-    if type(value) in _ATOMS:
+    kind = type(value)
+    if kind in _ATOMS or (kind is dict and _ATOMS.issuperset(map(type, value.values()))):
         return value
-    if type(value) is np.ndarray:
+    if kind is np.ndarray:
         flags = value.flags
         if flags.owndata and flags.writeable:
             flags.writeable = False

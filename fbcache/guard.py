@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from fbcache.entry import MISSING, Entry, Event, State, next_state
 from fbcache.errors import CorruptBlobError, FBCacheError, ForkedPoolError, StorageError
 from fbcache.events import EventKind
+from fbcache.promises import Promises
 from fbcache.residency import Residency
 from fbcache.spill import LoadOrder, Spiller
 from fbcache.store.protocol import BlobStore
@@ -39,6 +40,8 @@ class Engine(Protocol):
     spiller: Spiller
     workers: Workers
     store: BlobStore
+    read_guard: type[ReadGuard]
+    promises: Promises
 
     @property
     def names(self) -> Mapping[Hashable, Entry]:
@@ -106,6 +109,8 @@ class Guard(Hold):
             loop = _running_loop()
             while (step := self._residency.run(self._advance, loop)) is not None:
                 step.run()
+                if self._has_loaded():
+                    break
             return self._opened()
         except BaseException:
             self._residency.run(self.withdraw)
@@ -120,6 +125,8 @@ class Guard(Hold):
             self.owner = current_owner()
             while (step := self._residency.run(self._advance, None)) is not None:
                 await step.arun()
+                if self._has_loaded():
+                    break
             return self._opened()
         except BaseException:
             self._residency.run(self.withdraw)
@@ -140,6 +147,10 @@ class Guard(Hold):
     def _advance(self, loop: asyncio.AbstractEventLoop | None) -> Step | None:
         """Decide the next step; None when the guard has what it needs. Under the lock."""
         raise NotImplementedError
+
+    def _has_loaded(self) -> bool:
+        """Whether the step just taken has brought all that there is to wait for."""
+        return False
 
     def _opened(self) -> Any:
         """Return the value that the block gets. Outside the lock."""
@@ -393,6 +404,14 @@ class ReadGuard(Guard):
         if entry.state is State.LOADING:
             return residency.watch(entry)
         return self._load(entry, writable=False)
+
+    def _has_loaded(self) -> bool:
+        # What the guard itself has loaded, it has pinned: nobody can take it away any more.
+        order = self._order
+        if order is None or order.open or not self.held or self._entry.value is MISSING:
+            return False
+        self._missed = False
+        return True
 
     def _opened(self) -> Any:
         self._order = None

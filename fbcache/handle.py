@@ -135,7 +135,7 @@ class Fb:
 
     def load(self) -> ReadGuard:
         """Return a guard for reading. Nothing is loaded until it is entered."""
-        guard = ReadGuard(self._owned, self._engine)
+        guard = self._engine.read_guard(self._owned, self._engine)
         guard.source = self
         return guard
 
@@ -305,6 +305,7 @@ class MakeMutGuard(WriteGuard):
     def _move(self, twin: Entry) -> None:
         entry = self._entry
         self._residency.entries.add(twin)
+        self._residency.inherit(entry, twin)
         # Straight line.
         twin.handles = 1
         entry.handles -= 1

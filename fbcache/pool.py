@@ -41,7 +41,7 @@ from fbcache.stats import PoolStats
 from fbcache.store.choice import STORES
 from fbcache.store.protocol import BlobStore, StoreLimits
 from fbcache.store.session import Session
-from fbcache.waiting import Answer
+from fbcache.waiting import Answer, Waiter
 from fbcache.writeguard import WriteGuard
 
 _RAISE: Any = object()
@@ -79,6 +79,10 @@ class FBPool:
         pool did not write itself, at every load, or never. Headers are always checked.
     put_timeout : float, optional
         Most seconds that ``put`` and ``insert`` wait for memory to come free. Default: no limit.
+    debug : bool, optional
+        Whether guards compare fingerprints of the value at both ends of the block, and raise MutatedError if
+        it was changed without :meth:`get_mut`. For what cannot be made read-only: dicts, lists, objects,
+        frames. Each guard then costs about what writing the value does.
     events : Recorder, optional
         Who takes a :class:`~fbcache.events.PoolEvent` for each eviction, load, stall, mutation, persist
         and error: a recorder, which stays the caller's to close, or any object with such a ``save``. What
@@ -111,6 +115,7 @@ class FBPool:
         mmap: bool = True,
         verify: Literal["first", "always", "never"] = "first",
         put_timeout: float | None = None,
+        debug: bool = False,
         events: Sink | None = None,
     ) -> None:
         budget = default_budget() if memory is None else parse_size(memory)
@@ -147,6 +152,7 @@ class FBPool:
                 io_threads=threads,
                 verify=verify,
                 events=events,
+                debug=debug,
             )
         except BaseException:
             if session is not None:
@@ -163,7 +169,15 @@ class FBPool:
 
     # ---------------------------------------------------------------------------- putting
 
-    def put(self, name: Hashable, value: Any, *, copy: bool = False, nbytes: int | None = None) -> Fb:
+    def put(
+        self,
+        name: Hashable,
+        value: Any,
+        *,
+        copy: bool = False,
+        nbytes: int | None = None,
+        codec: Codec | None = None,
+    ) -> Fb:
         """Store ``value`` under ``name``, in place of what has the name now.
 
         The pool takes the value over: arrays become read-only, also for the caller's variable; a
@@ -180,6 +194,9 @@ class FBPool:
             Copy the value first, and leave the caller's as it is.
         nbytes : int, optional
             Its size in memory, instead of measuring it.
+        codec : Codec, optional
+            How this entry is encoded, now and after changes, instead of the pool's way: one whose frames
+            every pool can read, such as :class:`~fbcache.Compressed`.
 
         Returns
         -------
@@ -200,20 +217,31 @@ class FBPool:
         After an error nothing is stored, and the name's former value stands.
         """
         _check_name(name)
-        return self._store(value, copy, nbytes, name)
+        return self._store(value, copy, nbytes, name, codec)
 
-    def insert(self, value: Any, *, copy: bool = False, nbytes: int | None = None) -> Fb:
+    def insert(
+        self, value: Any, *, copy: bool = False, nbytes: int | None = None, codec: Codec | None = None
+    ) -> Fb:
         """Store ``value`` without a name: it lives as long as a handle on it does.
 
         Parameters, errors and the state after one are those of :meth:`put`.
         """
-        return self._store(value, copy, nbytes, MISSING)
+        return self._store(value, copy, nbytes, MISSING, codec)
 
-    def _store(self, value: Any, copy: bool, nbytes: int | None, name: Hashable) -> Fb:
-        residency = self._engine.residency
+    def _store(
+        self, value: Any, copy: bool, nbytes: int | None, name: Hashable, codec: Codec | None
+    ) -> Fb:
+        engine = self._engine
+        residency = engine.residency
         residency.check_open()
+        if codec is not None:
+            engine.spiller.check_codec(codec)
         entry = _make_entry(value, copy, nbytes)
         del value
+        if engine.read_guard is not ReadGuard:
+            engine.promises.note(entry, entry.value)
+        if codec is not None:
+            residency.codecs[entry] = codec
         entry.name = None if name is MISSING else name
         fb = Fb(self)
         fb._own(entry)
@@ -221,21 +249,29 @@ class FBPool:
             if entry.nbytes > residency.budget:
                 self._spill_at_once(entry)
             else:
-                self._await_admission(entry)
+                waiter = residency.run(self._admit, name, entry)
+                if waiter is None:
+                    return fb
+                self._await_admission(waiter, entry)
             if name is not MISSING:
                 residency.run(self._install, name, entry)
         except BaseException:
             fb._entry = None
             entry.handles = 0
+            residency.codecs.pop(entry, None)
+            residency.noted.pop(entry, None)
             residency.run(residency.give_up_admission, entry)
             raise
         return fb
 
-    def _await_admission(self, entry: Entry) -> None:
-        residency = self._engine.residency
-        waiter = residency.run(residency.admit_or_wait, entry)
-        if waiter is None:
-            return
+    def _admit(self, name: Hashable, entry: Entry) -> Waiter | None:
+        """Let the entry in, and give it its name; or return what has to be waited for first."""
+        waiter = self._engine.residency.admit_or_wait(entry)
+        if waiter is None and name is not MISSING:
+            self._install(name, entry)
+        return waiter
+
+    def _await_admission(self, waiter: Waiter, entry: Entry) -> None:
         if not waiter.sleep(self._put_timeout):
             raise self._too_late(entry)
         waiter.raise_error()
@@ -295,7 +331,8 @@ class FBPool:
             The pool is gone.
         """
         entry = self._look_up(name_or_key)
-        return ReadGuard(entry, self._engine, name_or_key if entry.named else MISSING)
+        engine = self._engine
+        return engine.read_guard(entry, engine, name_or_key if entry.named else MISSING)
 
     def get_mut(self, name_or_key: Hashable, *, rollback: bool = False) -> WriteGuard:
         """Return a guard for writing: ``with pool.get_mut(name) as value``.

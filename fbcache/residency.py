@@ -26,7 +26,6 @@ from fbcache.spill import LoadOrder, WriteOrder, Written
 from fbcache.waiting import Waiter
 from fbcache.workers import Workers
 
-
 #: Most values written, or blobs deleted, in one go; more makes the others wait, and saves nothing.
 _MOST_AT_ONCE: Final = 256
 
@@ -48,7 +47,6 @@ class Residency(Adoption):
         self._never_verify = verify == "never"
         self.by_slot = False  # whether the store packs small blobs, which then need no key
         self.batch = 0  # bytes of small values that are written together
-        self.idlers: list[Waiter] = []
         self.loading_count = 0
 
     # -------------------------------------------------------------------------- writes
@@ -62,7 +60,7 @@ class Residency(Adoption):
         room = self.batch
         while len(orders) < _MOST_AT_ONCE and (entry := self.next_to_write()) is not None:
             key = entry.key if self.by_slot else self.keys.of(entry)
-            orders.append(WriteOrder(entry, key, entry.value))
+            orders.append(WriteOrder(entry, key, entry.value, self.codecs.get(entry)))
             entry.state = next_state(entry.state, Event.WRITE)
             self.writing_bytes += entry.nbytes
             self.writing_count += 1
@@ -114,12 +112,15 @@ class Residency(Adoption):
                 entry.exact = True
                 if payload > entry.nbytes:
                     self.correct_size(entry, payload)
-            self._answer(entry, None)
-            self.give_captures(entry, token)
+            if entry.requests is not None:
+                self._answer(entry, None)
+            if entry.captures is not None:
+                self.give_captures(entry, token)
             self._after_write(entry)
             if self.resident_bytes > self.budget:  # the estimate was too low
                 self._make_room(0, force=False)
-            self.disown(entry)  # only captures may have owned it
+            if not entry.owned:  # only captures may have owned it
+                self.disown(entry)
 
     def write_failed(self, order: WriteOrder, error: BaseException, *, hopeless: bool) -> None:
         """Keep the value, and say so once (invariant 9)."""

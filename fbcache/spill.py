@@ -27,12 +27,14 @@ from fbcache.store.protocol import Batching, BlobStore, Packing
 class WriteOrder:
     """Write ``value``, which is the content of ``entry``; decided at ``since``.
 
-    ``key`` is that of the content, and None while nobody needs one; ``ended`` once the outcome is known.
+    ``key`` is that of the content, and None while nobody needs one; ``codec`` the entry's own, if it has
+    one; ``ended`` once the outcome is known.
     """
 
-    __slots__ = ("ended", "entry", "key", "since", "value")
+    __slots__ = ("codec", "ended", "entry", "key", "since", "value")
 
-    def __init__(self, entry: Entry, key: UUID | None, value: Any) -> None:
+    def __init__(self, entry: Entry, key: UUID | None, value: Any, codec: Codec | None = None) -> None:
+        self.codec = codec
         self.entry = entry
         self.key = key
         self.value = value
@@ -117,6 +119,15 @@ class Spiller:
         self._store = store
         self._packing = store if isinstance(store, Packing) else None
         self._batching = store if isinstance(store, Batching) else None
+
+    def check_codec(self, codec: Codec) -> None:
+        """Raise TypeError or ValueError for a codec whose frames this could not read again."""
+        lacking = [part for part in ("name", "encode", "decode") if not hasattr(codec, part)]
+        if lacking:
+            raise TypeError(f"codec={codec!r} has no {', '.join(lacking)}")
+        if codec.name != self._codec.name and codec.name not in BUILT_IN:
+            known = ", ".join(BUILT_IN)
+            raise ValueError(f"an entry's own codec is one of {known}, not {codec.name!r}: FBPool(codec=...)")
 
     def write_next(self) -> None:
         """Write what is to be written now."""
@@ -239,20 +250,21 @@ class Spiller:
         return self._packing.path_of(token.slot)
 
     def _encode(self, order: WriteOrder) -> Frames:
+        codec = order.codec or self._codec
         try:
-            frames = self._codec.encode(order.value, allow_pickle=True)
+            frames = codec.encode(order.value, allow_pickle=True)
         except (FBCacheError, MemoryError):
             raise
         except BaseException as error:  # a KeyboardInterrupt here is the codec's own
             raise StorageError(
-                f"the codec {self._codec.name!r} failed on {order.entry!r}: {error!r}",
+                f"the codec {codec.name!r} failed on {order.entry!r}: {error!r}",
                 path=self._store.path,
                 needed=order.entry.nbytes,
                 free=self._store.bytes_free,
             ) from error
         if not isinstance(frames, Frames):
             raise TypeError(
-                f"the codec {self._codec.name!r} returned {type(frames).__name__}; encode must "
+                f"the codec {codec.name!r} returned {type(frames).__name__}; encode must "
                 "return fbcache.codec.Frames"
             )
         return frames

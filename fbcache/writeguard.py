@@ -164,6 +164,8 @@ class WriteGuard(Guard):
         residency = self._residency
         if entry.order is not None:
             entry.order.remove(entry)
+        if residency.noted:
+            residency.noted.pop(entry, None)
         state = next_state(entry.state, Event.MUTATE)
         former = _Former(entry.key, entry.exposed, entry.token)
         # Straight line: from here on `withdraw` gives the value back.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import sys
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -325,26 +325,92 @@ def test_deep_copies_are_fresh_writeable_and_of_the_same_types():
 # ------------------------------------------------------------------------------------ pandas
 
 
-class Frame:
-    def __init__(self, deep: bool | None = None) -> None:
-        self.deep = deep
+@pytest.fixture(params=[True, False])
+def lazy(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether pandas copies on write."""
+    pandas = pytest.importorskip("pandas", minversion="2.1")
+    if int(pandas.__version__.partition(".")[0]) < 3:
+        with pandas.option_context("mode.copy_on_write", request.param):
+            yield request.param
+    elif request.param:
+        yield True
+    else:
+        pytest.skip("pandas 3 always does")
 
-    def copy(self, deep: bool) -> Frame:
-        return Frame(deep)
+
+def make_frame() -> Any:
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame({"a": np.arange(4.0), "s": np.array(list("wxyz"), object)})
 
 
-@pytest.mark.parametrize(
-    ("version", "mode", "deep"), [("3.0.1", None, False), ("2.2", True, False), ("2.2", False, True)]
-)
-def test_pandas_objects_are_copied_lazily_where_pandas_can(monkeypatch, version, mode, deep):
-    options = SimpleNamespace(mode=SimpleNamespace(copy_on_write=mode))
-    stub = SimpleNamespace(DataFrame=Frame, Series=Frame, Index=Frame, __version__=version, options=options)
-    monkeypatch.setitem(sys.modules, "pandas", stub)
-    frame = Frame()
-    value = {"f": [frame, frame], "a": np.arange(3)}
+def test_frames_are_copied_lazily_where_pandas_can(lazy):
+    frame, array = make_frame(), np.arange(3)
+    value = {"f": [frame, frame], "a": array}
     kept = take_over(value)
-    assert kept["f"][0] is kept["f"][1] is not frame and kept["f"][0].deep is deep and value["f"][0] is frame
-    assert kept["a"] is value["a"] and take_over(frame).deep is deep
+    first, second = kept["f"]
+    assert first is second is not frame and value["f"][0] is frame and kept["a"] is array
+    assert shares(first["a"].to_numpy(), frame["a"].to_numpy()) is lazy
+    frame.iloc[0, 0] = 77.0
+    assert first.iloc[0, 0] == 0.0 and take_over(frame).iloc[0, 0] == 77.0
+
+
+def test_a_frame_that_was_taken_over_refuses_to_be_written(lazy):
+    kept = take_over(make_frame())
+    for column in (0, 1):
+        with pytest.raises(ValueError, match="read-only"):
+            kept.iloc[0, column] = kept.iloc[1, column]
+
+
+def test_a_frames_objects_are_not_copied_but_who_refers_to_them_is(lazy):
+    pandas = pytest.importorskip("pandas")
+    inner = [1]
+    frame = pandas.DataFrame({"o": np.array([inner, None], object)})
+    kept = take_over(frame)
+    assert kept["o"].iloc[0] is inner
+    frame.iloc[0, 0] = None
+    assert kept["o"].iloc[0] is inner
+
+
+def test_a_thawed_frame_is_written_in_place_if_nobody_else_has_its_memory(lazy):
+    kept = take_over({"f": make_frame(), "b": np.arange(3)})
+    start = kept["f"]["a"].to_numpy().__array_interface__["data"]
+    value, owners = thaw(kept)
+    del kept
+    value["f"].iloc[0, 0] = 77.0
+    value["b"][0] = 77
+    again = take_over(value, owned=owners)
+    assert again["f"].iloc[0, 0] == 77.0 and again["b"][0] == 77
+    assert again["f"]["a"].to_numpy().__array_interface__["data"][0] == start[0]
+    with pytest.raises(ValueError, match="read-only"):
+        again["f"].iloc[0, 0] = 5.0
+
+
+def test_a_thawed_frame_leaves_alone_what_others_have(lazy):
+    mine = make_frame()
+    kept = take_over(mine)
+    value, _ = thaw(kept)
+    value.iloc[0, 0] = 77.0
+    assert mine.iloc[0, 0] == 0.0 and kept.iloc[0, 0] == (0.0 if lazy else 77.0)
+    mine.iloc[1, 0] = 78.0
+    assert value.iloc[1, 0] == 1.0
+
+
+def test_a_column_that_was_added_is_taken_over_too(lazy):
+    value, owners = thaw(take_over(make_frame()))
+    column = np.arange(4.0)
+    value["new"] = column
+    again = take_over(value, owned=owners)
+    column[0] = value.iloc[0, 2] = 77.0
+    assert again["new"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_the_callers_frame_stays_writeable_after_the_pools_was_thawed(lazy):
+    mine = make_frame()
+    kept = take_over([mine, mine.index])
+    thaw(kept)
+    mine.iloc[0, 0] = 5.0
+    mine.loc[1, "s"] = "other"
+    assert mine.iloc[0].tolist() == [5.0, "w"] and kept[0].loc[1, "s"] == "x"
 
 
 # ------------------------------------------------------------------------------------ ghosts

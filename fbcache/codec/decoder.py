@@ -7,7 +7,8 @@ caller allowed it, pickle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 from fbcache.codec import arrays, registry, scalars, tags
@@ -30,13 +31,25 @@ class Decoder:
         Whether arrays come out writeable.
     allow_pickle : bool
         Whether pickled parts are loaded.
+    notes : dict
+        What kinds have to find again while this value is decoded.
     """
 
-    __slots__ = ("_buffers", "_complete", "_copied", "_roots", "_sharing", "allow_pickle", "writable")
+    __slots__ = (
+        "_buffers",
+        "_complete",
+        "_copied",
+        "_roots",
+        "_sharing",
+        "allow_pickle",
+        "notes",
+        "writable",
+    )
 
     def __init__(self, buffers: Sequence[Buffer], writable: bool, allow_pickle: bool) -> None:
         self.writable = writable
         self.allow_pickle = allow_pickle
+        self.notes: dict[Any, Any] = {}
         self._buffers = buffers
         self._roots: dict[int, Array] = {}
         self._complete: list[Any] = []
@@ -83,6 +96,13 @@ class Decoder:
         value = self.value(node, depth + 1)
         self._sharing = sharing
         return value
+
+    def attributes(self, node: Node, depth: int) -> dict[str, Any]:
+        """Decode what goes into an instance's ``__dict__``."""
+        attributes: dict[str, Any] = expect(self.value(node, depth + 1), dict)
+        for name in attributes:
+            expect(name, str)
+        return attributes
 
     def complete(self, number: int) -> Any:
         """Return the part of that number."""
@@ -135,8 +155,20 @@ def _decode_tuple(decoder: Decoder, node: list[Node], depth: int) -> tuple[Any, 
 
 def _decode_dict(decoder: Decoder, node: list[Node], depth: int) -> dict[Any, Any]:
     _, nodes = node
-    pairs = zip(expect(nodes, list)[::2], nodes[1::2], strict=True)
-    return {decoder.hashed(key, depth): decoder.value(value, depth + 1) for key, value in pairs}
+    return dict(_pairs(decoder, nodes, depth))
+
+
+def _pairs(decoder: Decoder, nodes: Node, depth: int) -> Iterator[tuple[Any, Any]]:
+    for key, value in zip(expect(nodes, list)[::2], nodes[1::2], strict=True):
+        yield decoder.hashed(key, depth), decoder.value(value, depth + 1)
+
+
+def _decode_ordered(decoder: Decoder, node: list[Node], depth: int) -> OrderedDict[Any, Any]:
+    _, nodes, attributes = node
+    ordered = OrderedDict(_pairs(decoder, nodes, depth))
+    if attributes:
+        vars(ordered).update(decoder.attributes(attributes[0], depth))
+    return ordered
 
 
 def _decode_set(decoder: Decoder, node: list[Node], depth: int) -> set[Any]:
@@ -180,6 +212,7 @@ NUMBERED: Final[dict[int, _Decode]] = {
     tags.LIST: _decode_list,
     tags.TUPLE: _decode_tuple,
     tags.DICT: _decode_dict,
+    tags.ORDERED: _decode_ordered,
     tags.SET: _decode_set,
     tags.FROZENSET: _decode_frozenset,
     tags.BYTES: _decode_bytes,

@@ -4,6 +4,7 @@ Guarantee: :func:`parse` gives only dtypes whose elements are plain bytes, never
 references, and :func:`describe` names only those. A node is one of
 
 - ``"<f8"``: numpy's own text, but ``"<q"`` and ``"<Q"`` for the second type of 8-byte integers;
+- ``"ml:bfloat16"``: a type of the library ml_dtypes, in little-endian order;
 - ``[base, shape]``: a subarray;
 - ``[names, formats, offsets, titles, itemsize, aligned, record]``: fields.
 """
@@ -11,12 +12,15 @@ references, and :func:`describe` names only those. A node is one of
 from __future__ import annotations
 
 import re
+import sys
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from fbcache.codec.tags import Node, expect
+from fbcache.errors import UnsupportedTypeError
 
 DType: TypeAlias = np.dtype[Any]
 
@@ -26,6 +30,18 @@ PLAIN: Final = frozenset(np.dtype(code).type for code in np.typecodes["All"]) - 
 _SIMPLE: Final = PLAIN | {np.void}
 _PATTERN: Final = re.compile(r"[<>|](?:[biufcSUV]\d{1,10}|[mM]8(?:\[\w{1,24}\])?|[qQ])")
 _MAX_DEPTH: Final = 32  # of fields within fields
+
+#: What ml_dtypes has: floats, and integers of less than a byte, which take one.
+ML_TYPES: Final = frozenset(
+    (
+        *("bfloat16", "bcomplex32", "complex32"),
+        *("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e8m0fnu"),
+        *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz"),
+        *("float8_e5m2", "float8_e5m2fnuz"),
+        *("int1", "int2", "int4", "uint1", "uint2", "uint4"),
+    )
+)
+_ML: Final = "ml:"
 
 
 def describe(dtype: DType) -> Node:
@@ -47,10 +63,18 @@ def _describe(dtype: DType, depth: int) -> Node:
         return [_describe(base, depth + 1), shape]
     if dtype.names is not None:
         return _describe_fields(dtype, depth)
-    node = describe(dtype) if dtype.type in _SIMPLE else None
+    node = describe(dtype) if dtype.type in _SIMPLE else _describe_ml(dtype)
     if node is None:
         raise ValueError(dtype)
     return node
+
+
+def _describe_ml(dtype: DType) -> Node:
+    """The node of a dtype of ml_dtypes; None for others, and for an order of bytes that is not read here."""
+    name = dtype.type.__name__
+    if dtype.type.__module__ != "ml_dtypes" or name not in ML_TYPES or not dtype.isnative:
+        return None
+    return _ML + name if sys.byteorder == "little" else None
 
 
 def _describe_fields(dtype: DType, depth: int) -> Node:
@@ -74,6 +98,8 @@ def parse(node: Node) -> DType:
     ------
     ValueError, TypeError
         It describes none, or one that is not plain bytes.
+    UnsupportedTypeError
+        Its library is not here.
     """
     return _parse(node, 0)
 
@@ -91,9 +117,22 @@ def _parse(node: Node, depth: int) -> DType:
 
 @lru_cache(256)
 def _parse_simple(text: str) -> DType:
+    if text.startswith(_ML):
+        return _parse_ml(text.removeprefix(_ML))
     if not _PATTERN.fullmatch(text):
         raise ValueError(f"{text[:40]!r} is no dtype of plain bytes")
     return np.dtype(text)
+
+
+def _parse_ml(name: str) -> DType:
+    if name not in ML_TYPES or sys.byteorder != "little":
+        raise UnsupportedTypeError(f"the value holds an array of {name[:40]!r}, which cannot be read here")
+    try:
+        dtype: DType = np.dtype(getattr(import_module("ml_dtypes"), name))
+    except (ImportError, AttributeError) as error:
+        reason = f"the value holds an array of {name}, for which ml_dtypes is missing or too old ({error})"
+        raise UnsupportedTypeError(f"{reason}: pip install 'fbcache[ml_dtypes]'") from error
+    return dtype
 
 
 def _parse_fields(node: list[Node], depth: int) -> DType:

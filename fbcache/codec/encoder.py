@@ -6,6 +6,7 @@ twice is written once; a value that contains itself is refused, and so is one ne
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from reprlib import Repr
 from typing import Any, Final, TypeAlias
@@ -43,6 +44,10 @@ class Encoder:
         Whether a part without an encoder may be pickled.
     buffers : list of Buffer
         The buffers so far.
+    compute_lazy : bool
+        Whether a part that is not in memory yet may be computed.
+    notes : dict
+        What kinds have to find again while this value is encoded.
     placement : Placement
         Arrays whose memory has no place yet: that is decided when all of them are known.
     path : list
@@ -60,14 +65,18 @@ class Encoder:
         "_sharing",
         "allow_pickle",
         "buffers",
+        "compute_lazy",
+        "notes",
         "path",
         "pickled",
         "placement",
     )
 
-    def __init__(self, allow_pickle: bool, atoms: frozenset[type]) -> None:
+    def __init__(self, allow_pickle: bool, atoms: frozenset[type], compute_lazy: bool = False) -> None:
         self.allow_pickle = allow_pickle
+        self.compute_lazy = compute_lazy
         self.buffers: list[Buffer] = []
+        self.notes: dict[Any, Any] = {}
         self.placement: Placement = []
         self.path: list[Any] = []
         self.pickled: str | None = None
@@ -215,6 +224,12 @@ def _encode_dict(encoder: Encoder, value: dict[Any, Any]) -> Node:
     return value if encoder.is_flat(value.values()) else encoder.mapping(value)
 
 
+def _encode_ordered(encoder: Encoder, value: OrderedDict[Any, Any]) -> Node:
+    pairs = encoder.pairs(value)
+    attributes = vars(value)  # torch keeps the versions of a state_dict's modules in one
+    return [tags.ORDERED, pairs, [encoder.part(".__dict__", attributes)] if attributes else []]
+
+
 def _encode_set(encoder: Encoder, value: set[Any]) -> Node:
     return [tags.SET, encoder.members(value)]
 
@@ -250,6 +265,7 @@ NUMBERED: Final[dict[type, _Encode]] = {
     list: _encode_list,
     tuple: _encode_tuple,
     dict: _encode_dict,
+    OrderedDict: _encode_ordered,
     set: _encode_set,
     frozenset: _encode_frozenset,
     bytes: _encode_bytes,

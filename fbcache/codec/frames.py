@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frames:
     """A value, taken apart.
 
@@ -39,28 +39,16 @@ class Frames:
     @property
     def nbytes(self) -> int:
         """Payload in bytes: the tree and all buffers."""
-        return len(self.tree) + sum(memoryview(b).nbytes for b in self.buffers)
+        nbytes = len(self.tree)
+        for buffer in self.buffers:
+            nbytes += memoryview(buffer).nbytes
+        return nbytes
 
 
-class Codec(Protocol):
-    """Turns values into frames and back. ``name`` is written into every blob.
-
-    A codec is called from several threads at once and keeps no state between calls.
-    """
+class Reads(Protocol):
+    """Turns frames back into values; half of a :class:`Codec`."""
 
     name: str
-
-    def encode(self, value: Any, *, allow_pickle: bool) -> Frames:
-        """Take ``value`` apart, without copying what is raw already.
-
-        Raises
-        ------
-        UnsupportedTypeError
-            A part has no encoder, and pickle fails on it or the value contains itself.
-        PickleRefusedError
-            A part would take pickle and ``allow_pickle`` is false.
-        """
-        ...
 
     def decode(self, frames: Frames, *, writable: bool, allow_pickle: bool) -> Any:
         """Put the value together again.
@@ -78,5 +66,24 @@ class Codec(Protocol):
             The frames do not describe a value. No code from them has run.
         PickleRefusedError
             They hold a pickle and ``allow_pickle`` is false.
+        """
+        ...
+
+
+class Codec(Reads, Protocol):
+    """Turns values into frames and back. ``name`` is written into every blob.
+
+    A codec is called from several threads at once and keeps no state between calls.
+    """
+
+    def encode(self, value: Any, *, allow_pickle: bool) -> Frames:
+        """Take ``value`` apart, without copying what is raw already.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            A part has no encoder, and pickle fails on it or the value contains itself.
+        PickleRefusedError
+            A part would take pickle and ``allow_pickle`` is false.
         """
         ...

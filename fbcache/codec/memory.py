@@ -61,6 +61,11 @@ def sealed(array: Array, owners: Any) -> Array:
 
 def is_sealed(array: Array) -> bool:
     """Whether the array is one of :func:`sealed`'s, or a view of one."""
+    return sealed_for(array) is not None
+
+
+def sealed_for(array: Array) -> Any:
+    """Return what an array of :func:`sealed`'s, or a view of one, keeps alive; None for any other."""
     base: Any = array
     while True:
         if isinstance(base, np.ndarray):
@@ -68,7 +73,7 @@ def is_sealed(array: Array) -> bool:
         elif isinstance(base, memoryview):
             base = base.obj
         else:
-            return type(base) is _Alias and base.sealed
+            return base.owners if type(base) is _Alias and base.sealed else None
 
 
 def address(array: Array) -> int:

@@ -39,9 +39,18 @@ class MsgpackCodec:
     with :func:`~fbcache.codec.register`, or pickled, or refused. Lists, dicts, arrays and the
     like that occur twice in a value are one object again when they come back, except within keys
     and members of sets; arrays that overlap in memory overlap again.
+
+    Parameters
+    ----------
+    compute_lazy : bool, optional
+        Whether what is not in memory yet (xarray's data over dask, or in a file) is computed when it is
+        encoded. By default it is refused.
     """
 
     name = _NAME
+
+    def __init__(self, *, compute_lazy: bool = False) -> None:
+        self._compute_lazy = compute_lazy
 
     def encode(self, value: Any, *, allow_pickle: bool) -> Frames:
         """Take ``value`` apart, without copying what is raw already.
@@ -59,9 +68,9 @@ class MsgpackCodec:
         try:
             if type(value) is dict and _is_flat(value):
                 return Frames(_NAME, msgpack.packb(value), ())
-            return _encode(value, allow_pickle, ATOMS)
+            return _encode(value, allow_pickle, ATOMS, self._compute_lazy)
         except _BEYOND_MSGPACK:
-            return _encode(value, allow_pickle, SAFE_ATOMS)
+            return _encode(value, allow_pickle, SAFE_ATOMS, self._compute_lazy)
 
     def decode(self, frames: Frames, *, writable: bool, allow_pickle: bool) -> Any:
         """Put the value together again.
@@ -107,8 +116,8 @@ def _is_flat(value: dict[Any, Any]) -> bool:
     return ATOMS.issuperset(map(type, value.values())) and ATOMS.issuperset(map(type, value))
 
 
-def _encode(value: Any, allow_pickle: bool, atoms: frozenset[type]) -> Frames:
-    encoder = Encoder(allow_pickle, atoms)
+def _encode(value: Any, allow_pickle: bool, atoms: frozenset[type], compute_lazy: bool) -> Frames:
+    encoder = Encoder(allow_pickle, atoms, compute_lazy)
     try:
         tree = encoder.node(value)
     except RecursionError as error:

@@ -20,6 +20,7 @@ BYTEARRAY    bytes or buffer                                    yes
 OBJECT       registered name, state                             yes
 PICKLE       bytes or buffer, first buffer, number of buffers   yes
 FAMILY       name of a kind, state                              yes
+ORDERED      key, value..., [dict of attributes]                yes
 ARRAY        dtype, shape, bytes or buffer, Fortran             yes
 VIEW         dtype, shape, buffer, offset, strides              yes
 OBJECTS      shape, items, Fortran                              yes
@@ -50,6 +51,7 @@ BYTEARRAY: Final = 7
 OBJECT: Final = 8
 PICKLE: Final = 9
 FAMILY: Final = 10
+ORDERED: Final = 11
 
 INT: Final = 16
 TEXT: Final = 17

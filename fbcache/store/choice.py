@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from fbcache.store.auto import AutoStore
+from fbcache.store.diskcached import DiskcacheStore
 from fbcache.store.files import FileStore
 from fbcache.store.packed import PackedStore
 from fbcache.store.protocol import BlobStore, StoreLimits
@@ -20,4 +21,5 @@ STORES: Final[dict[str, Callable[..., Any]]] = {
     "auto": AutoStore,
     "files": FileStore,
     "packed": _packed,
+    "diskcache": DiskcacheStore,
 }

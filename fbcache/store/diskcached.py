@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 NAME: Final = "diskcache"
 DATABASE_FILES: Final = ("cache.db", "cache.db-wal", "cache.db-shm", "cache.db-journal")
 
-#: Bytes of a blob from which on it is a file: where writing one takes no longer than a row.
+#: Payload in bytes from which on a blob is a file: reading a row copies it, and a file can be mapped.
 LARGE: Final = 64 << 10
 
 _NO_LIMITS = StoreLimits()

@@ -101,6 +101,13 @@ class _Change:
 class _Cache(diskcache.Cache):  # type: ignore[misc]
     """A cache that works on the connection which :meth:`Rows._connected` has set for the thread."""
 
+    def __init__(self, directory: str) -> None:
+        try:
+            super().__init__(directory, timeout=_TIMEOUT, disk=BytesDisk, **_SETTINGS)
+        except BaseException:
+            self.close()
+            raise
+
     @property
     def _con(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "con", None)
@@ -140,7 +147,7 @@ class Rows:
         self._is_closed = False
         self._idle: list[sqlite3.Connection] = []
         self._group: Group[_Change] = Group(self._serve)
-        self._cache = _Cache(directory, timeout=_TIMEOUT, disk=BytesDisk, **_SETTINGS)
+        self._cache = _Cache(directory)
         first = getattr(self._cache._local, "con", None)
         self._cache.close()
         if first is None or "_con" not in vars(diskcache.Cache):

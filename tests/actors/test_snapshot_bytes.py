@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import tracemalloc
-from collections import OrderedDict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class Unregistered:
     [
         (Unregistered(), "value"),
         ({"a": [1, Unregistered()]}, r"value\['a'\]\[1\]"),
-        (OrderedDict(a=1), "value"),
+        (Counter(a=1), "value"),
         ([lambda: None], r"value\[0\]"),
     ],
     ids=["itself", "within", "subclass", "function"],

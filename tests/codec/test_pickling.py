@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict, namedtuple
+from collections import Counter, namedtuple
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
@@ -54,7 +54,7 @@ class Holder:
 
 
 Pair = namedtuple("Pair", "a b")
-SUBCLASSES = [Small.ONE, OrderedDict(a=1), Pair(1, 2), Text("x"), np.rec.array([(1,)]), np.ma.masked]
+SUBCLASSES = [Small.ONE, Counter(a=1), Pair(1, 2), Text("x"), np.rec.array([(1,)]), np.ma.masked]
 
 
 @pytest.mark.parametrize("value", SUBCLASSES, ids=lambda value: type(value).__name__)

@@ -59,6 +59,9 @@ class Kind:
         Takes an instance and a list of new parts; returns an instance made of those. With ``parts`` only.
     own : callable, optional
         Returns an independent copy, lazily made if the library can; the pool keeps that of what is put.
+    lend : callable, optional
+        Takes what the pool keeps, and returns an instance that may be written, for :attr:`own` to take
+        afterwards; None where its arrays are to be made writeable instead. With ``own`` only.
     travels : str
         How its bulk does, for the table of types: ``"raw"``, ``"Arrow"``, ``"msgpack"``.
     """
@@ -71,6 +74,7 @@ class Kind:
     parts: Callable[[Any], list[Any]] | None = None
     rebuild: Callable[[Any, list[Any]], Any] | None = None
     own: Callable[[Any], Any] | None = None
+    lend: Callable[[Any], Any] | None = None
     travels: str = "raw"
 
 
@@ -95,7 +99,11 @@ class Library:
 
 #: By the name that is imported.
 LIBRARIES: Final[dict[str, Library]] = {
-    "pandas": Library(("pandas_frames", "pandas_indexes", "pandas_arrays"), (2, 1), "pandas"),
+    "pandas": Library(
+        ("pandas_frames", "pandas_indexes", "pandas_arrays", "pandas_texts", "pandas_scalars"),
+        (2, 1),
+        "pandas",
+    ),
     "pyarrow": Library(("arrow",), (14,), "pyarrow"),
     "polars": Library(("polars_frames",), (1,), "polars"),
     "scipy": Library(("sparse",), (1, 11), "scipy"),
