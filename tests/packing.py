@@ -61,7 +61,13 @@ class PackingDisk(FaultyDisk):
     def taken(self) -> int:
         """Bytes on the disk below ``directory``."""
         assert self.directory is not None
-        return sum(file.stat().st_blocks * 512 for file in Path(self.directory).rglob("*.segment"))
+        found = 0
+        for file in Path(self.directory).rglob("*.segment"):
+            try:
+                found += file.stat().st_blocks * 512
+            except FileNotFoundError:  # removed meanwhile
+                pass
+        return found
 
 
 class GatedLedger(Ledger):

@@ -114,9 +114,9 @@ class Compressed(Expanding):
     """A codec that compresses; any pool reads its blobs, if the method's library is installed.
 
     Blobs take less room on disk, and less time on a slow one. But what was compressed has to be expanded when
-    it is loaded, which takes 0.4 to 1 ms a megabyte, where a raw buffer is mapped and takes none. It is then in
-    the pool's own memory, not in the page cache that processes share. What does not become smaller (noise,
-    photographs) stays raw, and is mapped.
+    it is loaded, which takes 0.4 to 1 ms a megabyte, where a raw buffer is mapped and takes none. It is then
+    in the pool's own memory, not in the page cache that processes share. What does not become smaller
+    (noise, photographs) stays raw, and is mapped.
 
     Parameters
     ----------

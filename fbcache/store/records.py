@@ -104,6 +104,8 @@ def parse(memory: memoryview, offset: int, end: int, slot: int, *, writable: boo
         raise CorruptBlobError("its record does not match the record's checksum")
     if length == nbytes:
         return Frames(_PLAIN, body, ())
+    if length != _WHOLE:  # a seed has 64 bits, which leave out the highest of the length
+        raise CorruptBlobError("its record does not match the record's checksum")
     try:
         return _whole(body, writable)
     except (ValueError, TypeError, msgpack.UnpackException) as error:

@@ -7,7 +7,9 @@ Guarantees
 - A failed write leaves nothing that is found, and no bytes that count as used for longer than until
   their segment is compacted (invariant 9).
 - Compaction stops nobody: it copies what is still needed of a segment that is mostly dead to the end of
-  the newest one, and moves each slot at one instant. Who reads meanwhile keeps the old map.
+  the newest one, and moves each slot at one instant. Who reads meanwhile keeps the old map. What is damaged
+  stays where it is, and keeps its segment until it is freed.
+- A file is removed, and its descriptor closed, by the last who uses it: never under a writer, and once.
 - No lock is held during a system call.
 
 Where a record is
@@ -19,17 +21,20 @@ table, the free slots, and every field of every segment.
 Space
 -----
 A sealed segment is compacted when less than half of its bytes are needed, so that segments take at most
-twice what is needed and one segment. Room for one more segment is kept for compaction. After log-structured storage: Rosenblum and Ousterhout, 1992.
+twice what is needed and one segment. Room for one more segment is kept for compaction, or for all there is
+where that is less. After log-structured storage: Rosenblum and Ousterhout, 1992.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import struct
 from array import array
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final
+
+import numpy as np
 
 from fbcache.codec.frames import Frames
 from fbcache.errors import CorruptBlobError, StorageError
@@ -57,7 +62,7 @@ class _Segment:
     Attributes
     ----------
     fd : int
-        Open for as long as it may be appended to, and then for reading where it could not be mapped.
+        Open for as long as it is written to; -1 afterwards.
     memory : memoryview or None
         All of the file, mapped, beyond its end too.
     room : int
@@ -68,40 +73,36 @@ class _Segment:
         Bytes that were written, which the ledger counts.
     live : int
         Bytes of records that a slot leads to.
-    holes : dict
-        Stretches, by where they begin, of writes that failed and that others follow.
-    writers : int
-        Who is writing to it now; the file is not closed meanwhile.
-    sealed : bool
-        Whether it is appended to no more.
-    moving : bool
-        Whether it is being compacted, or cannot be.
+    users : int
+        Who is writing to it, compacting it or removing it now.
+    damaged : bool
+        Whether a record could not be moved, so that it stays until nothing of it is needed.
+    stuck : bool
+        Whether its file could not be removed, which is tried again at the end.
     """
 
     __slots__ = (
         "counted",
+        "damaged",
         "end",
         "fd",
-        "holes",
         "live",
         "memory",
-        "moving",
         "number",
         "path",
         "room",
-        "sealed",
-        "writers",
+        "stuck",
+        "users",
     )
 
-    def __init__(self, number: int, path: str, fd: int, memory: memoryview | None, room: int) -> None:
+    def __init__(self, number: int, path: str, fd: int, room: int) -> None:
         self.number = number
         self.path = path
         self.fd = fd
-        self.memory = memory
+        self.memory: memoryview | None = None
         self.room = room
-        self.end = self.counted = self.live = self.writers = 0
-        self.holes: dict[int, int] = {}
-        self.sealed = self.moving = False
+        self.end = self.counted = self.live = self.users = 0
+        self.damaged = self.stuck = False
 
 
 class Segments:
@@ -128,8 +129,10 @@ class Segments:
         self._table = array("Q")
         self._free: list[int] = []
         self._segments: dict[int, _Segment] = {}
-        self._active: _Segment | None = None
+        self._active: _Segment | None = None  # the one that is appended to
+        self._spent: list[int] = []  # descriptors that are to be closed
         self._made = 0
+        self._counted = 0
         self._closed = False
 
     # ------------------------------------------------------------------------- writing
@@ -145,6 +148,7 @@ class Segments:
             One is larger than a record can be; none of them is there.
         """
         bodies = [body_of(frames) for frames in many]
+        sizes = [HEAD_SIZE + len(body) for body, _ in bodies]
         slots = self._take_slots(len(bodies))
         try:
             pieces = [
@@ -152,34 +156,35 @@ class Segments:
                 for slot, (body, length) in zip(slots, bodies, strict=True)
                 for piece in (head_of(slot, body, length), body)
             ]
-            segment, start = self._write(b"".join(pieces), self._reserve)
+            self._write(b"".join(pieces), self._reserve, lambda place: self._place(slots, sizes, place))
         except BaseException:
             with self._lock:
+                for slot in slots:
+                    self._table[slot] = _NOWHERE
                 self._free += slots
             raise
-        sizes = [HEAD_SIZE + len(body) for body, _ in bodies]
-        place = segment.number << _OFFSET_BITS | start
-        table = self._table
-        with self._lock:
-            for slot, nbytes in zip(slots, sizes, strict=True):
-                table[slot] = place
-                place += nbytes
-            segment.live += sum(sizes)
-            segment.writers -= 1
         return slots, sizes
+
+    def _place(self, slots: list[int], sizes: list[int], place: int) -> int:
+        """Have slots lead to records from ``place`` on; return the bytes that they take. Under the lock."""
+        table, start = self._table, place
+        for slot, nbytes in zip(slots, sizes, strict=True):
+            table[slot] = place
+            place += nbytes
+        return place - start
 
     def _take_slots(self, count: int) -> list[int]:
         with self._lock:
             free, table = self._free, self._table
-            taken = free[-count:]
+            taken = free[max(len(free) - count, 0) :]
             del free[len(free) - len(taken) :]
             fresh = count - len(taken)
             taken += range(len(table), len(table) + fresh)
             table.extend([_NOWHERE] * fresh)
             return taken
 
-    def _write(self, data: bytes, reserve: Callable[[int], None]) -> tuple[_Segment, int]:
-        """Write ``data`` somewhere; the caller counts itself out of the segment's writers."""
+    def _write(self, data: bytes, reserve: Callable[[int], None], publish: Callable[[int], int]) -> None:
+        """Write ``data`` somewhere. ``publish`` hears where, under the lock, and says how much is needed."""
         nbytes = len(data)
         reserve(nbytes)
         grown = False
@@ -188,10 +193,17 @@ class Segments:
             try:
                 self._write_at(segment.fd, data, start)
                 grown = self._room.ledger.grow(nbytes)
-                if not grown:
-                    raise self._room.closed_error()
+                with self._lock:
+                    if self._closed or not grown:
+                        raise self._room.closed_error()
+                    segment.live += publish(segment.number << _OFFSET_BITS | start)
+                    segment.counted += nbytes
+                    self._counted += nbytes
+                    self._leave(segment)
             except BaseException:
                 self._abandon(segment, start, nbytes)
+                if grown:
+                    self._room.ledger.shrink(nbytes)
                 raise
         except StorageError:
             raise
@@ -200,14 +212,13 @@ class Segments:
         finally:
             if not grown:
                 self._room.ledger.release(nbytes)
-        with self._lock:
-            segment.counted += nbytes
-        return segment, start
+            self._close_spent()
 
     def _reserve(self, nbytes: int) -> None:
         while True:
             try:
-                self._room.reserve(nbytes, spare=self._nbytes)  # which compaction can do with
+                # What compaction may have to copy is left over.
+                self._room.reserve(nbytes, spare=min(self._nbytes, self._counted))
                 return
             except StorageError:
                 if not self._compact_any():
@@ -216,65 +227,79 @@ class Segments:
     def _allot(self, nbytes: int) -> tuple[_Segment, int]:
         """Give out ``nbytes`` at the end of the active segment, or of a new one."""
         made: _Segment | None = None
-        while True:
-            with self._lock:
-                segment = self._active
-                if segment is None or segment.end + nbytes > segment.room:
-                    segment, made = made, None
+        try:
+            while True:
+                with self._lock:
+                    if self._closed:
+                        raise self._room.closed_error()
+                    segment = self._active
+                    if segment is None or segment.end + nbytes > segment.room:
+                        segment, made = made, None
+                        if segment is not None:
+                            self._succeed(segment)
                     if segment is not None:
-                        self._succeed(segment)
-                if segment is not None:
-                    start = segment.end
-                    segment.end += nbytes
-                    segment.writers += 1
-                    break
-            made = self._make(max(self._nbytes, nbytes))
-        if made is not None:  # another thread's was first
-            self._remove(made)
-        return segment, start
+                        start = segment.end
+                        segment.end += nbytes
+                        segment.users += 1
+                        return segment, start
+                made = self._make(max(self._nbytes, nbytes))
+        finally:
+            if made is not None:  # another thread's was first, or there is no store any more
+                self._discard(made)
 
     def _succeed(self, segment: _Segment) -> None:
         former = self._active
         if former is not None:
-            former.sealed = True
+            self._seal(former)
         self._active = segment
         self._segments[segment.number] = segment
 
+    def _seal(self, active: _Segment) -> None:
+        """Append to it no more. Under the lock; close what is spent afterwards."""
+        self._active = None
+        if not active.users:
+            self._retire(active)
+
     def _make(self, room: int) -> _Segment:
         with self._lock:
-            if self._closed:
-                raise self._room.closed_error()
             number = self._made
             self._made += 1
         path = f"{self._directory}/{number}.segment"
-        fd = self._disk.open(path, _CREATE)
+        segment = _Segment(number, path, self._disk.open(path, _CREATE), room)
         try:
-            self._write_at(fd, b"\0", room - 1)  # a hole: the map may reach as far as the file does
-            return _Segment(number, path, fd, try_map(self._disk, fd, room), room)
+            self._write_at(segment.fd, b"\0", room - 1)  # a hole: the map may reach as far as the file does
+            segment.memory = try_map(self._disk, segment.fd, room)
         except BaseException:
-            self._disk.close(fd)
-            self._disk.unlink(path)
+            self._discard(segment)
             raise
+        return segment
 
     def _write_at(self, fd: int, data: bytes, offset: int) -> None:
         while data:
             moved = self._disk.pwrite(fd, data, offset)
             if moved == len(data):
                 return
+            if moved == 0:
+                raise OSError(errno.EIO, "the disk takes no more bytes")
             data = data[moved:]
             offset += moved
 
     def _abandon(self, segment: _Segment, start: int, nbytes: int) -> None:
         """Give bytes back that hold no record, if nobody has been given those after them."""
         with self._lock:
-            segment.writers -= 1
             if segment.end == start + nbytes:
                 segment.end = start
-            else:
-                segment.holes[start] = nbytes
-            left = self._closed and not segment.writers
-        if left:
+            self._leave(segment)
+            is_last = self._closed and not segment.users
+            segment.users += is_last
+        if is_last:
             self._remove(segment)
+
+    def _leave(self, segment: _Segment) -> None:
+        """Count a writer out. Under the lock; close what is spent afterwards."""
+        segment.users -= 1
+        if not segment.users and segment is not self._active:
+            self._retire(segment)
 
     # ------------------------------------------------------------------------- reading
 
@@ -355,123 +380,173 @@ class Segments:
                 if segment is not None:
                     segment.live -= nbytes
             self._free += slots
-            victim = self._mostly_dead()
-        while victim is not None:
-            if not self._compact(victim):
+        while (victim := self._take_due()) is not None:
+            if not self._compact(victim) and not victim.damaged:
                 return
-            with self._lock:
-                victim = self._mostly_dead()
 
-    def _mostly_dead(self) -> _Segment | None:
-        """Take a segment to be compacted, if there is one that is due. Under the lock."""
-        active = self._active
-        if active is not None and self._is_worth_sealing(active):
-            active.sealed = True
-            self._active = None
-        for segment in self._segments.values():
-            is_idle = segment.sealed and not segment.writers and not segment.moving
-            if is_idle and 2 * segment.live < segment.end:
-                segment.moving = True
-                return segment
-        return None
-
-    def _is_worth_sealing(self, active: _Segment) -> bool:
-        """Whether the active segment is mostly dead and not small, or all that is left and dead."""
-        if active.live:
-            return active.end > self._nbytes // 4 and 2 * active.live < active.end
-        return active.end > 0 and not active.writers and len(self._segments) == 1
-
-    def _compact_any(self) -> bool:
-        """Compact the segment with most to gain, where there is no room; whether there was one."""
+    def _take_due(self) -> _Segment | None:
+        """Take a segment to be compacted, if one is mostly dead: that of which least is needed."""
         with self._lock:
             active = self._active
-            if active is not None and active.live < active.end:
-                active.sealed = True
-                self._active = None
-            ready = [s for s in self._segments.values() if s.sealed and not s.writers and not s.moving]
-            victim = max(ready, key=lambda s: s.end - s.live, default=None)
-            if victim is None or victim.live == victim.end:
-                return False
-            victim.moving = True
-        return self._compact(victim)
+            if active is not None and self._is_worth_sealing(active):
+                self._seal(active)
+            due = [s for s in self._segments.values() if self._is_idle(s) and 2 * s.live < s.end]
+            victim = min(due, key=lambda s: s.live, default=None)
+            if victim is not None:
+                victim.users += 1
+        self._close_spent()
+        return victim
+
+    def _is_worth_sealing(self, active: _Segment) -> bool:
+        """Whether the active segment is mostly dead, and not small or all that is left and dead."""
+        if 2 * active.live >= active.end:
+            return False
+        return active.end > self._nbytes // 4 or not (
+            active.live or active.users or len(self._segments) > 1
+        )
+
+    def _is_idle(self, segment: _Segment) -> bool:
+        """Whether the segment can be compacted, or removed where nothing of it is needed."""
+        is_used = segment is self._active or segment.users or segment.stuck
+        return not (is_used or (segment.damaged and segment.live))
+
+    def _compact_any(self) -> bool:
+        """Make room where there is none, by the segment with most to gain; whether that was done."""
+        free = self._room.bytes_free
+        with self._lock:
+            active = self._active
+            if active is not None and not active.users and active.live < active.end:
+                self._seal(active)
+            idle = [s for s in self._segments.values() if self._is_idle(s)]
+            ready = [s for s in idle if s.live < s.end and s.live <= free]
+        self._close_spent()
+        ready.sort(key=lambda s: s.live - s.end)
+        return any(self._take(segment) and self._compact(segment) for segment in ready)
+
+    def _take(self, segment: _Segment) -> bool:
+        with self._lock:
+            is_free = self._is_idle(segment) and segment.number in self._segments
+            segment.users += is_free
+        return is_free
 
     def _compact(self, victim: _Segment) -> bool:
         """Move what is needed of a segment elsewhere, and remove it; whether that was done."""
         try:
             self._move_all(victim)
-        except (CorruptBlobError, OSError):  # it stays as it is; what is damaged tells its reader
-            if victim.live:
-                return False
-        with self._lock:
-            if victim.live:
-                return False
-            self._segments.pop(victim.number, None)
-        self._room.ledger.shrink(victim.counted)
-        self._remove(victim)
-        return True
+        except OSError:  # it stays as it is, and is tried again
+            pass
+        finally:
+            with self._lock:
+                is_needless = self._closed or not victim.live
+                victim.users -= not is_needless
+            if is_needless:
+                self._remove(victim)
+        return is_needless
 
     def _move_all(self, victim: _Segment) -> None:
-        offset = 0
         memory = victim.memory
         if memory is None:
-            memory = self._read_at(victim.fd, 0, victim.end)
-        while victim.live and offset < victim.end:
-            offset = self._move_some(victim, memory, offset)
-
-    def _move_some(self, victim: _Segment, memory: memoryview, offset: int) -> int:
-        """Move the records that are needed of the next stretch; return where it ends."""
-        table, base = self._table, victim.number << _OFFSET_BITS
+            memory = self._read_whole(victim)
         pieces: list[memoryview] = []
         moved: list[tuple[int, int, int]] = []  # slot, former place, length
         size = 0
-        while offset < victim.end and size < _CHUNK:
-            if offset in victim.holes:
-                offset += victim.holes[offset]
-                continue
+        for place, slot in self._places_in(victim):
+            offset = place & _OFFSET
             try:
-                slot, nbytes = length_of(memory, offset)
-            except struct.error as error:
-                raise CorruptBlobError("the segment ends early", path=victim.path) from error
-            if slot < len(table) and table[slot] == base | offset:
-                if offset + nbytes > victim.end:
-                    raise CorruptBlobError("a record is longer than its segment", path=victim.path)
-                pieces.append(memory[offset : offset + nbytes])
-                moved.append((slot, base | offset, nbytes))
-                size += nbytes
-            offset += nbytes
+                parse(memory, offset, victim.end, slot, writable=False)
+            except CorruptBlobError:  # it tells its reader
+                victim.damaged = True
+                continue
+            _, nbytes = length_of(memory, offset)
+            pieces.append(memory[offset : offset + nbytes])
+            moved.append((slot, place, nbytes))
+            size += nbytes
+            if size >= _CHUNK:
+                self._move(victim, pieces, moved)
+                pieces, moved, size = [], [], 0
         if pieces:
             self._move(victim, pieces, moved)
-        return offset
+
+    def _places_in(self, segment: _Segment) -> list[tuple[int, int]]:
+        """Where the records are that are needed of a segment, in their order, with their slots."""
+        with self._lock:
+            places = np.array(self._table, np.uint64)
+        slots = np.flatnonzero(places >> np.uint64(_OFFSET_BITS) == segment.number)
+        return sorted(zip(places[slots].tolist(), slots.tolist(), strict=True))
+
+    def _read_whole(self, segment: _Segment) -> memoryview:
+        fd = self._disk.open(segment.path, _READ)
+        try:
+            memory = memoryview(bytearray(segment.end))
+            return memory[: read_all(self._disk, fd, [memory], 0)]
+        finally:
+            self._disk.close(fd)
 
     def _move(
         self, victim: _Segment, pieces: list[memoryview], moved: list[tuple[int, int, int]]
     ) -> None:
-        # Where there is no room, making some by compaction would go round in a circle.
-        segment, start = self._write(b"".join(pieces), self._room.reserve)
-        place = segment.number << _OFFSET_BITS | start
-        with self._lock:
+        def publish(place: int) -> int:
+            needed = 0
             for slot, former, nbytes in moved:
                 if self._table[slot] == former:
                     self._table[slot] = place
-                    segment.live += nbytes
-                    victim.live -= nbytes
+                    needed += nbytes
                 place += nbytes
-            segment.writers -= 1
+            victim.live -= needed
+            return needed
+
+        # Where there is no room, making some by compaction would go round in a circle.
+        self._write(b"".join(pieces), self._room.reserve, publish)
 
     # ------------------------------------------------------------------------- the end
 
+    def _retire(self, segment: _Segment) -> None:
+        """Have the descriptor closed. Under the lock; close what is spent afterwards."""
+        if segment.fd >= 0:
+            self._spent.append(segment.fd)
+            segment.fd = -1
+
+    def _close_spent(self) -> None:
+        while self._spent:
+            try:
+                fd = self._spent.pop()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                self._disk.close(fd)
+            except OSError:  # closed it is; what the disk has lost its reader will see
+                pass
+
     def _remove(self, segment: _Segment) -> None:
-        """Remove a segment's file; readers of its map go on."""
+        """Remove the file of a segment that only the caller uses; readers of its map go on."""
         try:
-            self._disk.close(segment.fd)
             self._disk.unlink(segment.path)
         except FileNotFoundError:
             pass
         except OSError as error:
+            with self._lock:
+                segment.users -= 1
+                segment.stuck = True
             raise self._room.error("remove", segment.path, error) from error
+        with self._lock:
+            self._segments.pop(segment.number, None)
+            self._counted -= segment.counted
+        self._room.ledger.shrink(segment.counted)
+
+    def _discard(self, made: _Segment) -> None:
+        """Remove a segment that nobody has written to; what fails is tried again at the end."""
+        with self._lock:
+            made.users = 1
+            self._segments[made.number] = made
+            self._retire(made)
+        self._close_spent()
+        try:
+            self._remove(made)
+        except StorageError:
+            pass
 
     def close(self) -> None:
-        """Remove all files. What is being written fails; a second call does nothing.
+        """Remove all files. What is being written fails; a second call removes what the first could not.
 
         Raises
         ------
@@ -480,12 +555,14 @@ class Segments:
         """
         with self._lock:
             self._closed = True
-            segments = list(self._segments.values())
-            self._segments.clear()
             self._active = None
-            idle = [segment for segment in segments if not segment.writers]
+            idle = [segment for segment in self._segments.values() if not segment.users]
+            for segment in idle:
+                segment.users = 1
+                self._retire(segment)
+        self._close_spent()
         failure: StorageError | None = None
-        for segment in idle:  # of the others, the last writer does it
+        for segment in idle:  # the others are removed by the last who uses them
             try:
                 self._remove(segment)
             except StorageError as error:

@@ -21,9 +21,9 @@ from fbcache.testing.storeroom import RoomTests
 class StoreTests(RoomTests, FileBackedTests, BatchingTests):
     """Tests for a :class:`~fbcache.store.protocol.BlobStore`; derive from it and give ``make_store``.
 
-    ``failing`` should be overridden; ``damage``, ``slack`` and ``names_keys`` may be. What only some stores can do
-    (:class:`~fbcache.store.protocol.FileBacked`, :class:`~fbcache.store.protocol.Batching`) is tested
-    where a store does it.
+    ``failing`` should be overridden; ``damage``, ``slack`` and ``names_keys`` may be. What only some stores
+    can do (:class:`~fbcache.store.protocol.FileBacked`, :class:`~fbcache.store.protocol.Batching`) is
+    tested where a store does it.
     """
 
     # ------------------------------------------------------------------ what is written is what is read

@@ -324,6 +324,24 @@ def test_a_thread_that_comes_while_another_loads_it_does_not_miss_it(monkeypatch
     assert registry.by_type(Point) is not None
 
 
+def test_two_threads_that_load_a_broken_one_warn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, said = threading.Barrier(2, timeout=30), []
+
+    def load() -> None:
+        both.wait()
+        raise ValueError("broken")
+
+    pretend(monkeypatch, load)
+    monkeypatch.setattr(entry_points, "_warn", said.append)
+    threads = [threading.Thread(target=registry.by_type, args=(Point,)) for _ in range(2)]
+    monkeypatch.setattr(registry, "_by_type", {})
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 1 and "broken" in said[0]
+
+
 def test_metadata_that_cannot_be_read_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: Any) -> Any:
         raise OSError("a directory that may not be read")

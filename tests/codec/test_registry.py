@@ -9,9 +9,7 @@ import random
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-import attrs
 import numpy as np
-import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +17,9 @@ from hypothesis import strategies as st
 from fbcache.codec import Frames, register, registry
 from fbcache.errors import CorruptBlobError, PickleRefusedError, UnsupportedTypeError
 from tests.codec.roundtrip import CODEC, same, through
+
+attrs = pytest.importorskip("attrs")
+pydantic = pytest.importorskip("pydantic")
 
 
 class Colour(enum.Enum):
@@ -447,6 +448,19 @@ def test_private_attributes_of_a_model_can_be_set_after_it_came_back():
     back._note = 5
     assert back._note == 5 and not hasattr(back, "_unset")
     assert through(loose_model())._note is None
+
+
+def test_a_model_that_gained_a_private_attribute_can_be_given_it():
+    def define(annotations: dict[str, Any]) -> Any:
+        namespace = {"__module__": "tests", "__annotations__": {"a": int, **annotations}}
+        return register(type(pydantic.BaseModel)("Private", (pydantic.BaseModel,), namespace))
+
+    frames = CODEC.encode(define({})(a=1), allow_pickle=False)
+    define({"_b": int})
+    back = CODEC.decode(frames, writable=False, allow_pickle=False)
+    assert not hasattr(back, "_b")
+    back._b = 5
+    assert back.a == 1 and back._b == 5
 
 
 def test_a_part_that_cannot_be_encoded_is_named():

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fbcache.codec import pages
 from fbcache.store import mapping
 from fbcache.store.disk import DISK
 from fbcache.store.mapping import LIVE_MAPS, LiveMaps, try_map
@@ -65,6 +66,26 @@ def test_the_pages_themselves_are_read_only(opened: int) -> None:
     with open("/proc/self/maps") as file:
         line = next(line for line in file if line.startswith(f"{address:08x}-"))
     assert line.split()[1].startswith("r--") and line.rstrip().endswith("file")
+
+
+def test_pages_that_are_opened_are_this_process_s_own(opened: int) -> None:
+    """What libraries without read-only values write changes neither the file nor another map of it."""
+    view, other = try_map(DISK, opened, 10_000), try_map(DISK, opened, 10_000)
+    assert view is not None and other is not None
+    before = bytes(view)
+    array = np.frombuffer(view[100:], np.uint8)
+    memory = pages.opened(array)
+    assert memory is not None and len(memory) == array.nbytes
+    memory[0] ^= 255
+    assert array[0] == before[100] ^ 255 and not array.flags.writeable and view.readonly
+    assert bytes(other) == os.pread(opened, 10_000, 0) == before
+
+
+def test_only_our_own_maps_are_opened(opened: int) -> None:
+    foreign = mmap.mmap(opened, 10_000, access=mmap.ACCESS_READ)
+    assert pages.opened(np.frombuffer(foreign, np.uint8)) is None
+    assert pages.opened(np.frombuffer(bytes(100), np.uint8)) is None
+    assert pages.opened(np.zeros(10, np.uint8)) is None
 
 
 def test_a_map_outlives_its_descriptor_and_its_name(tmp_path: Path) -> None:

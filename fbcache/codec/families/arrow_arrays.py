@@ -15,7 +15,7 @@ number.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -29,6 +29,12 @@ from fbcache.codec.tags import Node, expect
 if TYPE_CHECKING:
     from fbcache.codec.decoder import Decoder
     from fbcache.codec.encoder import Encoder
+
+
+#: Bytes of the largest number, to which all are aligned: those of 16 bytes and more are made of such.
+_ALIGNED: Final = 8
+#: Copies of one buffer: for what is aligned to 2, to 4 and to 8 bytes. It bounds what a hostile tree takes.
+_MOST_COPIES: Final = 3
 
 
 class ArrayWriter:
@@ -127,17 +133,34 @@ class ArrayReader:
         if part.dtype != np.uint8 or part.ndim != 1 or not part.flags.c_contiguous:
             raise ValueError("a buffer is no plain array of bytes")
         if address(part) % unit:
-            part = self._aligned(node, part)
+            part = self._aligned(node, part.size, unit)
         view = part.view()
         view.setflags(write=False)
         return pa.py_buffer(view)
 
-    def _aligned(self, node: Node, part: Array) -> Array:
-        """Copy memory that overlaps with other memory in a way that leaves it askew."""
+    def _aligned(self, node: Node, size: int, unit: int) -> Array:
+        """Find the memory in a copy of its buffer that lies as the memory once did.
+
+        What arrays share goes out from where the first of them begins, and that may be anywhere: a bitmap can
+        share its zeros with numbers. In its place of old all of it was aligned, so one copy does for all that
+        is in the buffer; there are more only where the first to come could have lain in several ways.
+        """
         if expect(node, list)[0] != tags.VIEW:
             raise ValueError("a buffer is not aligned")
-        self._decoder.bulk(node[3])  # once for each buffer
-        return part.copy()
+        number, offset = node[3:5]
+        copies: list[Array] = self._decoder.notes.setdefault((__name__, number), [])
+        for copy in copies:
+            if (address(copy) + offset) % unit == 0:
+                return copy[offset : offset + size]
+        if len(copies) == _MOST_COPIES:
+            raise ValueError("what is in a buffer was never aligned")
+        memory = self._decoder.memory(number)
+        room = np.empty(memory.size + _ALIGNED, np.uint8)
+        start = -(address(room) + offset) % _ALIGNED
+        copy = room[start : start + memory.size]
+        copy[:] = memory
+        copies.append(copy)
+        return copy[offset : offset + size]
 
     def _children(self, nodes: Node, type_: pa.DataType) -> list[pa.Array]:
         if len(expect(nodes, list)) != type_.num_fields:

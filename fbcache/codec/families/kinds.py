@@ -110,6 +110,7 @@ LIBRARIES: Final[dict[str, Library]] = {
     "xarray": Library(("xarrays",), (2024, 1), "xarray"),
     "torch": Library(("torch_tensors",), (2, 2), "torch"),
     "PIL": Library(("images",), (10,), "pillow"),
+    "sklearn": Library(("sklearn_trees",), (1, 3), "scikit-learn"),
     "ml_dtypes": Library(("ml_scalars",), (0, 4), "ml_dtypes"),
 }
 

@@ -7,12 +7,12 @@ them. Of a RangeIndex go its bounds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
-from fbcache.codec.families.kinds import Kind
+from fbcache.codec.families.kinds import Kind, Size
 from fbcache.codec.families.pandas_arrays import checked, decode_array, encode_array, set_freq
 from fbcache.codec.families.pandas_own import lend_index, own
 from fbcache.codec.families.pandas_scalars import decode_offset
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from fbcache.codec.decoder import Decoder
     from fbcache.codec.encoder import Encoder
+
+
+_INDEX_BYTES: Final = 1500  # of objects of Python's, as measured
+_RANGE_BYTES: Final = 700
 
 
 def encode_name(encoder: Encoder, name: Any) -> Node:
@@ -75,6 +79,10 @@ def _rebuild_index(index: Any, parts: list[Any]) -> Any:
 
 def _data(index: Any) -> list[Any]:
     return [index._data]
+
+
+def _size(index: Any) -> Size:
+    return _INDEX_BYTES, [index._data]
 
 
 # --------------------------------------------------------------------- indexes over other arrays
@@ -131,6 +139,10 @@ def _decode_range(decoder: Decoder, node: Node, depth: int) -> Any:
     return pd.RangeIndex(start, stop, step, name=decoder.hashed(name, depth))
 
 
+def _range_size(index: Any) -> Size:
+    return _RANGE_BYTES
+
+
 def _range_parts(index: Any) -> list[Any]:
     return []
 
@@ -181,6 +193,10 @@ def _multi_parts(index: Any) -> list[Any]:
     return [*index.levels, *index.codes]
 
 
+def _multi_size(index: Any) -> Size:
+    return _INDEX_BYTES * (1 + index.nlevels), _multi_parts(index)
+
+
 def _rebuild_multi(index: Any, parts: list[Any]) -> Any:
     made = _multi(parts[: index.nlevels], parts[index.nlevels :], list(index.names))
     made.sortorder = index.sortorder
@@ -193,6 +209,7 @@ KINDS = (
         "pandas.Index",
         _encode_index,
         _decode_index,
+        _size,
         parts=_data,
         rebuild=_rebuild_index,
         own=own,
@@ -203,6 +220,7 @@ KINDS = (
         "pandas.RangeIndex",
         _encode_range,
         _decode_range,
+        _range_size,
         parts=_range_parts,
         rebuild=_rebuild_range,
         own=own,
@@ -214,6 +232,7 @@ KINDS = (
         "pandas.MultiIndex",
         _encode_levels,
         _decode_levels,
+        _multi_size,
         parts=_multi_parts,
         rebuild=_rebuild_multi,
         own=own,
@@ -225,6 +244,7 @@ KINDS = (
             f"pandas.{cls.__name__}",
             _encode_over,
             _over_decoder(cls),
+            _size,
             parts=_data,
             rebuild=_rebuild_over,
             own=own,

@@ -4,8 +4,8 @@ Guarantees: names, dtypes, chunks, the height of a frame without columns, and th
 back. Buffers are neither copied on the way out nor on the way in, but for the codes of Categorical and Enum
 (once each). A dtype that Arrow cannot carry exactly (Int128, UInt128, Object) goes by pickle, if it can. From
 other hands the data are validated in full, and a flag is kept only if it is true; of several chunks polars
-may find out that they are sorted though it was not known before. A panic of polars is an
-error of ours. A LazyFrame is refused: it is a query, and what it refers to may be gone later.
+may find out that they are sorted though it was not known before. A panic of polars is an error of ours. A
+LazyFrame is refused: it is a query, and what it refers to may be gone later.
 
 Buffers are never written to: polars copies what others have, too. A frame can be given other columns in
 place, though, so the pool keeps a clone, and lends another; the clones share all buffers.

@@ -5,9 +5,9 @@ Guarantees
 - Types of the data and of the indices, shapes, flags and ``maxprint`` come back as they were, and the arrays
   as views; arrays that two values share are shared again. The constructors, which copy, prune, and choose
   another type of index, are not asked.
-- Of what does not come from this pool all indices are held against the shape, for scipy's compiled code
-  looks at no bound (those beyond the last pointer, which mean nothing, are left out); claims of an order
-  that were not verified are dropped, and scipy finds out for itself.
+- Indices are held against the shape when they go out, and when they come from elsewhere, for scipy's compiled
+  code looks at no bound. Then those beyond the last pointer, which mean nothing, are left out, and so are
+  claims of an order that were not verified: scipy finds out for itself.
 - No index shares memory with the data, or with another index that is written to in its turn: where one does,
   the value travels with a copy.
 
@@ -101,9 +101,10 @@ def _encode_arrays(encoder: Encoder, matrix: Any) -> Node:
         return NotImplemented
     try:
         check(matrix.format, matrix.shape, arrays)
-    except (ValueError, ArithmeticError):
+        arrays = separated(matrix.format, arrays)
+        check_elements(encoder.notes, matrix.format, matrix.shape, pruned(matrix.format, arrays))
+    except (ValueError, ArithmeticError):  # a checkpoint of it could not be opened
         return NotImplemented
-    arrays = separated(matrix.format, arrays)
     head = [[int(n) for n in matrix.shape], maxprint, _claims(matrix)]
     return [*head, encoder.part(".data", arrays[0]), [encoder.part(".indices", a) for a in arrays[1:]]]
 
@@ -120,8 +121,8 @@ def _decode_arrays(cls: type) -> Any:
         check(matrix.format, shape, arrays)
         if not decoder.allow_pickle:
             arrays = pruned(matrix.format, arrays)
-            check_elements(decoder, matrix.format, shape, arrays)
-            claims = verified(decoder, matrix.format, claims, arrays)
+            check_elements(decoder.notes, matrix.format, shape, arrays)
+            claims = verified(decoder.notes, matrix.format, claims, arrays)
         _set_arrays(matrix, arrays)
         _set_maxprint(matrix, maxprint)
         _set_claims(matrix, claims)
@@ -192,7 +193,8 @@ def _decode_dok(cls: type) -> Any:
 def _encode_lil(encoder: Encoder, matrix: Any) -> Node:
     try:
         _check_rows(matrix.shape, matrix.rows, matrix.data)
-    except (TypeError, ValueError):
+        check_within(once(encoder.notes, _extremes_of_rows, matrix.rows), 0, matrix.shape[1])
+    except (TypeError, ValueError, OverflowError):
         return NotImplemented
     return _encode_objects(encoder, matrix, "rows", "data")
 
@@ -202,7 +204,7 @@ def _decode_lil(cls: type) -> Any:
         matrix, (rows, data) = _decode_objects(cls, decoder, node, depth)
         _check_rows(matrix.shape, rows, data)
         if not decoder.allow_pickle:
-            check_within(once(decoder, _extremes_of_rows, rows), 0, matrix.shape[1])
+            check_within(once(decoder.notes, _extremes_of_rows, rows), 0, matrix.shape[1])
         for array in (rows, data):
             if not array.flags.writeable:  # scipy cannot so much as read from such
                 array.base.setflags(write=True)

@@ -8,17 +8,17 @@ arrays' memory bounds, however many arrays share it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
 from fbcache.codec.memory import Array, address
 from fbcache.codec.tags import Node, expect
 
-if TYPE_CHECKING:
-    from fbcache.codec.decoder import Decoder
-
 T = TypeVar("T")
+
+#: Those of an encoder or a decoder: what was found already.
+Notes: TypeAlias = dict[Any, Any]
 
 COMPRESSED: Final = ("bsr", "csc", "csr")
 _INDEX_TYPES: Final = frozenset({np.dtype(np.int32), np.dtype(np.int64)})
@@ -51,7 +51,7 @@ def check(form: str, shape: tuple[int, ...], arrays: list[Array]) -> None:
         demand(len(pointer) == major + 1 and pointer[0] == 0 and 0 <= pointer[-1] <= len(minor), "pointers")
 
 
-def check_elements(decoder: Decoder, form: str, shape: tuple[int, ...], arrays: list[Array]) -> None:
+def check_elements(notes: Notes, form: str, shape: tuple[int, ...], arrays: list[Array]) -> None:
     """Look through indices that :func:`check` has passed.
 
     Raises
@@ -63,25 +63,25 @@ def check_elements(decoder: Decoder, form: str, shape: tuple[int, ...], arrays: 
     demand(all(a is b for a, b in zip(separated(form, arrays), arrays, strict=True)), "overlapping indices")
     if form == "coo":
         for axis, bound in zip(indices, shape, strict=True):
-            check_within(once(decoder, extremes, axis), 0, bound)
+            check_within(once(notes, extremes, axis), 0, bound)
     elif form == "dia":
         (offsets,) = indices
         limits, reach = np.iinfo(offsets.dtype), max(*shape, data.shape[1])
         least, bound = int(limits.min) + reach, int(limits.max) - reach  # sums with offsets are taken
-        check_within(once(decoder, extremes, offsets), least, bound)
+        check_within(once(notes, extremes, offsets), least, bound)
     else:
         minor, pointer = indices
-        demand(once(decoder, _ascends, pointer), "pointers")
-        check_within(once(decoder, extremes, minor), 0, _bounds(form, shape, data)[1])
+        demand(once(notes, _ascends, pointer), "pointers")
+        check_within(once(notes, extremes, minor), 0, _bounds(form, shape, data)[1])
 
 
-def verified(decoder: Decoder, form: str, claims: Node, arrays: list[Array]) -> list[bool]:
+def verified(notes: Notes, form: str, claims: Node, arrays: list[Array]) -> list[bool]:
     """Return the claims that hold. scipy verifies those of compressed formats when it first needs them."""
     if form != "coo":
         return []
     (claim,) = claims
     coords = arrays[1:]
-    return [expect(claim, bool) and any(once(decoder, _ascend, *axes) for axes in (coords, coords[::-1]))]
+    return [expect(claim, bool) and any(once(notes, _ascend, *axes) for axes in (coords, coords[::-1]))]
 
 
 def pruned(form: str, arrays: list[Array]) -> list[Array]:
@@ -138,28 +138,28 @@ def _has_own_elements(axis: Array) -> bool:
 # ------------------------------------------------------------------------------ looking through
 
 
-def once(decoder: Decoder, look: Callable[..., T], *arrays: Array) -> T:
+def once(notes: Notes, look: Callable[..., T], *arrays: Array) -> T:
     """Return what is found in arrays; the same memory is looked at but once, as many may share it."""
     places = [(address(array), array.shape, array.strides, array.dtype.str) for array in arrays]
     key = look, *places
-    noted = decoder.notes.get(key)
+    noted = notes.get(key)
     if noted is None:
         for array in arrays:
-            _count(decoder, array)
-        noted = decoder.notes[key] = arrays, look(*arrays)  # kept alive: the places are their own
+            _count(notes, array)
+        noted = notes[key] = arrays, look(*arrays)  # kept alive: the places are their own
     found: T = noted[1]
     return found
 
 
-def _count(decoder: Decoder, array: Array) -> None:
+def _count(notes: Notes, array: Array) -> None:
     """Note that an array is looked through: a small tree of many views of one memory could take any time."""
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    _, looked = decoder.notes.get((_count, id(owner)), (owner, 0))
+    _, looked = notes.get((_count, id(owner)), (owner, 0))
     if looked > _LOOKS * owner.nbytes + _FEW_BYTES:
         raise ValueError("sparse arrays look through the same memory again and again")
-    decoder.notes[_count, id(owner)] = owner, looked + array.nbytes
+    notes[_count, id(owner)] = owner, looked + array.nbytes
 
 
 def extremes(array: Array) -> tuple[int, int] | None:

@@ -100,7 +100,7 @@ def _obstacle(value: torch.Tensor) -> str | None:
         return f"it is a tensor of {value.dtype}; store its dequantize(), or convert it"
     if not value.is_leaf:
         return "it is a tensor that remembers how it was computed; store its detach()"
-    if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None):
+    if getattr(value, "_backward_hooks", None) or getattr(value, "_post_accumulate_grad_hooks", None):
         return "it is a tensor with hooks, which are code; remove them, or store its detach()"
     return None
 
@@ -250,7 +250,7 @@ def _storage(decoder: Decoder, memory: Array) -> torch.UntypedStorage:
     notes = decoder.notes.setdefault(_decode, {})
     found = notes.get(id(memory))
     if found is None:
-        source = memory if memory.flags.writeable else None
+        source = memory if memory.flags.writeable else opened(memory)
         if source is None:
             source = memory.copy()
         found = notes[id(memory)] = memory, torch.frombuffer(source, dtype=torch.uint8).untyped_storage()

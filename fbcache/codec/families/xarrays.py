@@ -157,7 +157,15 @@ def _decode_dataset(decoder: Decoder, node: Node, depth: int) -> xr.Dataset:
 def _dataset(variables: Variables, coords: set[Any], indexes: dict[Any, Any]) -> xr.Dataset:
     data = {name: variable for name, variable in variables.items() if name not in coords}
     rest = {name: variable for name, variable in variables.items() if name in coords}
-    return xr.Dataset(data, coords=xr.Coordinates(rest, indexes))
+    dataset = xr.Dataset(data, coords=xr.Coordinates(rest, indexes))
+    if list(dataset.variables) == list(variables) and list(dataset.xindexes) == list(indexes):
+        return dataset
+    construct = getattr(xr.Dataset, "_construct_direct", None)  # nothing public keeps another order
+    if construct is None:
+        return dataset
+    ordered = {name: dataset.variables[name] for name in variables}
+    reordered: xr.Dataset = construct(ordered, set(dataset.coords), indexes=indexes)
+    return reordered
 
 
 def _dataset_parts(dataset: xr.Dataset) -> list[Any]:

@@ -54,7 +54,7 @@ def awkward() -> dict[str, Any]:
     found["not pruned"] = sp.csr_array(dense())
     found["not pruned"].data = np.append(found["not pruned"].data, [1.0, 2.0])
     found["not pruned"].indices = np.append(found["not pruned"].indices, np.array([99, -1], "i4"))
-    found["not sorted"] = sp.csr_array((np.ones(3), np.array([2, 0, 1], "i4"), np.array([0, 3], "i4")), (1, 3))
+    found["not sorted"] = sp.csr_array((np.ones(3), np.array([2, 0, 1], "i4"), [0, 3]), (1, 3))
     found["duplicates"] = sp.coo_array((np.ones(3), (np.array([1, 0, 1]), np.array([2, 0, 2]))), (3, 4))
     found["sorted, it says"] = sp.csr_array(dense())
     found["sorted, it says"].has_canonical_format = True

@@ -103,20 +103,30 @@ def test_edited_arrays_are_refused(name: str) -> None:
         edited(CASES[case], edit)
 
 
-def test_a_buffer_that_is_askew_is_copied_once_and_no_more() -> None:
-    frames = CODEC.encode([pa.array(np.arange(1000)), pa.array(np.arange(1000))], allow_pickle=False)
+def test_a_dictionary_of_another_type_is_refused() -> None:
+    words, numbers = pa.array(["a"]).dictionary_encode(), pa.array([1]).dictionary_encode()
+    frames = CODEC.encode(pa.table({"words": words, "numbers": numbers}), allow_pickle=False)
     tree = msgpack.unpackb(frames.tree, strict_map_key=False)
-    first, second = tree[1]
-    askew = [49, "|u1", [7992], 0, 3, [1]]
-    first[2][1][0] = second[2][1][0] = 999
-    first[2][1][2][1] = askew
-    tree[1] = [first]
-    (back,) = decoded(msgpack.packb(tree), [bytes(buffer) for buffer in frames.buffers])
-    assert len(back) == 999
-    second[2][1][2][1] = askew
-    tree[1] = [first, second]
-    with pytest.raises(CorruptBlobError):
-        decoded(msgpack.packb(tree), [bytes(buffer) for buffer in frames.buffers])
+    tree[2][2][1][0][4] = 0
+    with pytest.raises(CorruptBlobError, match="dictionary is none"):
+        decoded(msgpack.packb(tree), [])
+
+
+def test_buffers_that_are_askew_take_no_more_than_three_copies() -> None:
+    def back(*offsets: int) -> Any:
+        arrays = [pa.array(np.arange(1000) + i) for i in range(len(offsets))]
+        frames = CODEC.encode(arrays, allow_pickle=False)
+        tree = msgpack.unpackb(frames.tree, strict_map_key=False)
+        for node, offset in zip(tree[1], offsets, strict=True):
+            node[2][1][0] = 999
+            node[2][1][2][1] = [49, "|u1", [7992], 0, offset, [1]]
+        return decoded(msgpack.packb(tree), [bytes(buffer) for buffer in frames.buffers])
+
+    assert [len(array) for array in back(1, 2, 3, 3, 1)] == [999] * 5
+    starts = {array.buffers()[1].address for array in back(3, 3)}
+    assert len(starts) == 1 and starts.pop() % 8 == 0
+    with pytest.raises(CorruptBlobError, match="never aligned"):
+        back(1, 2, 3, 4)
 
 
 def test_a_table_without_columns_takes_nothing_whatever_its_rows() -> None:

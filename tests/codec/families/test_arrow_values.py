@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -128,6 +129,8 @@ def test_what_shares_memory_still_does() -> None:
     table = pa.table({"a": numbers, "b": numbers})
     value = {"chunked": chunked, "words": words, "numbers": numbers, "table": table}
     assert encoded_bytes(value) < 4000 + words.nbytes + numbers.nbytes + 5000
+    tree = msgpack.unpackb(CODEC.encode(chunked, allow_pickle=False).tree)
+    assert [chunk[-1] for chunk in tree[2][1][1:]] == [0] * 9  # the number of the first one's dictionary
     back = through(value)
     addresses = {chunk.dictionary.buffers()[2].address for chunk in back["chunked"].chunks}
     assert addresses == {back["words"].buffers()[2].address}
@@ -143,6 +146,29 @@ def test_what_lies_askew_is_put_straight() -> None:
     small = pa.Array.from_buffers(pa.int8(), 8000, [None, memory.slice(3)])
     back, other = through([askew, small[5:]])
     assert same(back, pa.array(np.arange(1000))) and same(other, small[5:])
+    all_ways = [pa.Array.from_buffers(pa.int64(), 900, [None, memory.slice(start)]) for start in range(8)]
+    assert all(map(same, through(all_ways), all_ways))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (3, 4, 1, 0, 2)])
+def test_memory_that_is_shared_from_an_odd_place_on_comes_back_aligned(order: tuple[int, ...]) -> None:
+    raw = np.zeros(5000, np.uint8)
+    memory = pa.py_buffer(raw[-raw.__array_interface__["data"][0] % 64 :])
+    starts = {5: pa.int8(), 8: pa.int64(), 16: pa.int64(), 12: pa.int32(), 14: pa.int16()}
+    made = [pa.Array.from_buffers(type_, 100, [None, memory.slice(at)]) for at, type_ in starts.items()]
+    arrays = [made[index] for index in order]
+    for allow_pickle in (False, True):
+        for back, array in zip(through(arrays, allow_pickle=allow_pickle), arrays, strict=True):
+            assert same(back, array)
+            assert back.buffers()[1].address % (array.type.bit_width // 8) == 0
+
+
+def test_what_shares_zeros_with_other_types_comes_back() -> None:
+    pl = pytest.importorskip("polars")
+    dtype = pl.Struct({"a": pl.Int64, "b": pl.Boolean, "c": pl.Int8, "d": pl.String, "e": pl.Decimal(20, 3)})
+    frames = [pl.DataFrame({"x": [None] * count}, schema={"x": dtype}) for count in range(1, 300, 7)]
+    for frame in (*frames, *[frame[1:] for frame in frames[1:]]):
+        assert through(frame).equals(frame)
 
 
 def test_values_are_read_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -113,6 +114,7 @@ def edited(rng: random.Random, tree: bytes) -> bytes:
 def torment(seed: int, count: int) -> None:
     """Runs in a process of its own, which may die."""
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # a range may be long, and be made an array
     rng = random.Random(seed)
     taken = [CODEC.encode(value, allow_pickle=False) for value in samples()]
     for frames in taken:

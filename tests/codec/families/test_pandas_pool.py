@@ -15,6 +15,7 @@ import pytest
 pd = pytest.importorskip("pandas", minversion="2.1")
 
 from fbcache import FBPool  # noqa: E402
+from fbcache.freezing import take_over  # noqa: E402
 from fbcache.sizeof import sizeof  # noqa: E402
 from tests.codec.families.pandas_cases import CASES, VERSION, made, same_pandas  # noqa: E402
 
@@ -41,17 +42,18 @@ def pool(tmp_path: Path) -> Iterator[Any]:
 
 def frame(rows: int = 20_000) -> Any:
     texts = [f"text {i % 7}" for i in range(rows)]
+    index = pd.date_range("2020", periods=rows, freq="min")
     made = pd.DataFrame(
         {
             "a": np.arange(float(rows)),
             "b": np.arange(float(rows)) + 1,
             "n": np.arange(rows),
-            "s": np.array(texts, object),
+            "s": pd.Series(texts, index, dtype=object),
             "t": pd.Series(texts).array,
             "c": pd.Categorical(["x", "y"] * (rows // 2)),
             "i": pd.array([1, None] * (rows // 2), dtype="Int64"),
         },
-        index=pd.date_range("2020", periods=rows, freq="min"),
+        index=index,
     )
     made.attrs["unit"] = ["m"]
     return made
@@ -412,3 +414,22 @@ def test_the_work_of_measuring_a_huge_column_of_objects_is_bounded():
     assert tracemalloc.get_traced_memory()[1] < 4_000_000
     tracemalloc.stop()
     assert abs(size - int(many.memory_usage(deep=True).sum())) < size / 5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pd.DataFrame({"a": [1.0, 2], "b": [1, 2]}),
+        lambda: pd.Series([1, 2, 3]),
+        lambda: pd.date_range("2020", periods=3),
+        lambda: pd.MultiIndex.from_product([[1, 2], [3, 4]]),
+    ],
+)
+def test_small_values_are_not_taken_for_nothing(make):
+    take_over(make())
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    kept = [take_over(make()) for _ in range(200)]
+    taken = (tracemalloc.get_traced_memory()[0] - before) / len(kept)
+    tracemalloc.stop()
+    assert taken / 2 < sizeof(kept[0]) < taken * 4  # less is taken where pandas does not copy on write

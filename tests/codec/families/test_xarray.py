@@ -16,15 +16,15 @@ from hypothesis.extra import numpy as hnp
 
 pytest.importorskip("xarray", "2024.1")
 
-import xarray as xr  # noqa: E402
+import xarray as xr
 
-from fbcache import FBPool  # noqa: E402
-from fbcache.codec import Frames, MsgpackCodec  # noqa: E402
-from fbcache.errors import CorruptBlobError, PickleRefusedError, UnsupportedTypeError  # noqa: E402
-from fbcache.sizeof import sizeof  # noqa: E402
-from tests.codec.families.damage import damaged  # noqa: E402
-from tests.codec.families.xarray_cases import cases, plain, same, tree  # noqa: E402
-from tests.codec.roundtrip import through  # noqa: E402
+from fbcache import FBPool
+from fbcache.codec import Frames, MsgpackCodec
+from fbcache.errors import CorruptBlobError, PickleRefusedError, UnsupportedTypeError
+from fbcache.sizeof import sizeof
+from tests.codec.families.damage import damaged
+from tests.codec.families.xarray_cases import cases, plain, same, tree
+from tests.codec.roundtrip import through
 
 CODEC = MsgpackCodec()
 CASES = cases()
@@ -256,7 +256,7 @@ def test_a_reloaded_dataset_is_a_view_of_its_file(make_pool: Any) -> None:
 def test_a_value_counts_what_its_arrays_take(name: str) -> None:
     value = CASES[name]
     truth = value.nbytes
-    assert truth <= sizeof(value) <= truth * 1.2 + 5000
+    assert truth <= sizeof(value) <= truth * 1.2 + 10_000
 
 
 def test_a_lazy_value_counts_next_to_nothing() -> None:
@@ -275,7 +275,8 @@ def test_damage_gives_our_errors_or_a_value() -> None:
         frames = CODEC.encode(value, allow_pickle=False)
         for _ in range(10):
             tree, buffers = damaged(rng, frames)
+            spoilt = Frames("msgpack", tree, buffers)
             try:
-                CODEC.decode(Frames("msgpack", tree, buffers), writable=rng.random() < 0.5, allow_pickle=False)
+                CODEC.decode(spoilt, writable=rng.random() < 0.5, allow_pickle=False)
             except OURS:
                 pass

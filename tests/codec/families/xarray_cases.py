@@ -49,6 +49,7 @@ def indexes() -> dict[str, Any]:
 def datasets() -> dict[str, xr.Dataset]:
     base = plain()
     pairs = pd.MultiIndex.from_product([list("ab"), [1, 2]], names=["letter", "number"])
+    big = np.arange(40_000.0).reshape(200, 200)
     found = {
         "plain": base,
         "empty": xr.Dataset(),
@@ -64,7 +65,9 @@ def datasets() -> dict[str, xr.Dataset]:
         "named by a tuple": xr.Dataset({("a", 1): (("x", 2), [[1, 2]])}),
         "pairs": xr.Dataset(coords=xr.Coordinates.from_pandas_multiindex(pairs, "k")),
         "extension": base.assign_coords(c=("x", pd.Categorical(list("aba")))),
-        "large": xr.Dataset({"a": (("x", "y"), np.arange(40_000.0).reshape(200, 200))}, {"x": np.arange(200.0)}),
+        "coordinates first": xr.Dataset(coords={"y": [1, 2]}).assign(a=(("x", "y"), np.ones((3, 2)))),
+        "another index first": base.set_index(x="when"),
+        "large": xr.Dataset({"a": (("x", "y"), big)}, {"x": np.arange(200.0)}),
     }
     found |= {f"index of {name}": xr.Dataset(coords={"r": index}) for name, index in indexes().items()}
     return found
@@ -98,12 +101,12 @@ def looks(value: Any) -> list[Any]:
         parts = [(node.path, node.to_dataset(inherit=False)) for node in value.subtree]
         return [(path, looks(part)) for path, part in parts]
     variables = value.variables if isinstance(value, xr.Dataset) else value.coords.variables
-    groups = sorted(
-        (repr(index.index.names), type(index), type(index.index), repr(index.index.dtype), list(names))
+    groups = [
+        (index.index.names, type(index), type(index.index), repr(index.index.dtype), list(names))
         for index, names in value.xindexes.group_by_index()
-    )
-    own = [] if isinstance(value, xr.Dataset) else [value.name, type(value.name), variable_looks(value.variable)]
+    ]
     named = [(name, variable_looks(variable)) for name, variable in variables.items()]
+    own = [] if isinstance(value, xr.Dataset) else [value.name, variable_looks(value.variable)]
     return [*own, named, groups, value.encoding, list(value.dims)]
 
 

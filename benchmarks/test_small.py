@@ -1,0 +1,252 @@
+"""Many small values, of which a tenth fits in memory; and where packing them ends to pay.
+
+"put" ends when everything that does not fit is on disk. Peers that write in the call are given as many values
+as they manage in a minute or so; what is compared is the time of one. FBCACHE_SMALL sets the count.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import lmdb
+import numpy as np
+import pytest
+import zict
+
+from fbcache import FBPool
+
+Benchmark = Any
+
+COUNT = int(os.environ.get("FBCACHE_SMALL", 1_000_000))
+READS = 100_000
+
+#: Bytes of one value in memory, as the pool measures it; a tenth of them fit.
+IN_MEMORY = 784
+
+
+def value(number: int) -> dict[str, Any]:
+    """A dict of five fields: some 300 bytes when it is written."""
+    return {"id": number, "name": f"user-{number:08d}", "score": number * 0.5, "text": "x" * 230, "ok": True}
+
+
+def payload(number: int) -> int:
+    return len(pickle.dumps(value(number), 5))
+
+
+class Peer:
+    """A way to keep many values: by put and get, and how much of the disk it takes."""
+
+    count = COUNT
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+
+    def flush(self) -> None:
+        """Wait until everything is written."""
+
+    def close(self) -> None:
+        """End it."""
+
+    def files(self) -> list[Path]:
+        return [path for path in self.directory.rglob("*") if path.is_file()]
+
+
+class Pool(Peer):
+    store = "auto"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        memory = self.count * IN_MEMORY // 10
+        self.pool = FBPool(memory, directory=directory, min_free=0, store=self.store)
+        self.put: Callable[[Any, Any], Any] = self.pool.put
+        self.flush = self.pool.drain  # type: ignore[method-assign]
+        self.close = self.pool.close  # type: ignore[method-assign]
+
+    def get(self, number: int) -> Any:
+        with self.pool.get(number) as found:
+            return found
+
+
+class OverDiskcache(Pool):
+    store = "diskcache"
+    count = COUNT // 5
+
+
+class InFiles(Pool):
+    store = "files"
+    count = COUNT // 25
+
+
+class Zict(Peer):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        slow = zict.Func(lambda v: pickle.dumps(v, 5), pickle.loads, self.slow())
+        keys = zict.KeyMap(str, slow) if hasattr(zict, "KeyMap") else slow
+        self.cache: Any = zict.Buffer({}, keys, n=self.count // 10, weight=lambda key, value: 1)
+
+    def slow(self) -> Any:
+        raise NotImplementedError
+
+    def put(self, number: int, value: Any) -> None:
+        self.cache[str(number)] = value
+
+    def get(self, number: int) -> Any:
+        return self.cache[str(number)]
+
+
+class ZictLmdb(Zict):
+    count = COUNT // 10
+
+    def slow(self) -> Any:
+        return zict.LMDB(str(self.directory), map_size=1 << 34)
+
+
+class ZictFile(Zict):
+    count = COUNT // 25
+
+    def slow(self) -> Any:
+        return zict.File(str(self.directory))
+
+
+class Lmdb(Peer):
+    """lmdb alone, in transactions of 1,000, without a tier in memory or anything else around it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.env = lmdb.open(str(directory), map_size=1 << 34, sync=False, metasync=False)
+        self.held: list[tuple[bytes, bytes]] = []
+
+    def put(self, number: int, value: Any) -> None:
+        self.held.append((number.to_bytes(8, "big"), pickle.dumps(value, 5)))
+        if len(self.held) == 1000:
+            self.flush()
+
+    def flush(self) -> None:
+        with self.env.begin(write=True) as transaction:
+            transaction.cursor().putmulti(self.held)
+        self.held.clear()
+
+    def get(self, number: int) -> Any:
+        with self.env.begin() as transaction:
+            return pickle.loads(transaction.get(number.to_bytes(8, "big")))
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class Diskcache(Peer):
+    count = COUNT // 25
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.cache = diskcache.Cache(str(directory), eviction_policy="none", size_limit=1 << 40)
+        self.put = self.cache.__setitem__
+        self.get = self.cache.__getitem__
+        self.close = self.cache.close  # type: ignore[method-assign]
+
+
+PEERS = {
+    "fbcache": Pool,
+    "fbcache, on diskcache": OverDiskcache,
+    "fbcache, in files": InFiles,
+    "lmdb alone, batches of 1,000": Lmdb,
+    "zict.Buffer, LMDB": ZictLmdb,
+    "zict.Buffer, File": ZictFile,
+    "diskcache": Diskcache,
+}
+
+
+def own_memory() -> int:
+    """Bytes of memory that are the process's own, and not mapped files."""
+    gc.collect()
+    with open("/proc/self/smaps_rollup") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+@pytest.fixture(params=PEERS)
+def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    made: Any = PEERS[request.param](tmp_path / "peer")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def who(request: pytest.FixtureRequest) -> str:
+    return str(request.node.callspec.params["peer"])
+
+
+@pytest.mark.benchmark(group="values of 300 bytes, a tenth fits")
+class TestSmall:
+    def test_put(self, peer: Any, who: str, benchmark: Benchmark) -> None:
+        put, count = peer.put, peer.count
+        before = own_memory()
+
+        def run() -> None:
+            for number in range(count):
+                put(number, value(number))
+            peer.flush()
+
+        benchmark.pedantic(run, rounds=1)
+        making = self._making()
+        total = sum(payload(number) for number in range(0, count, 1000)) * 1000
+        files = peer.files()
+        info = benchmark.extra_info
+        info["one, us"] = benchmark.stats.stats.median / count * 1e6 - making
+        info["disk of payload"] = sum(path.stat().st_blocks * 512 for path in files) / total
+        info["files"] = len(files)
+        if isinstance(peer, Pool):
+            peer.pool.evict()
+            peer.pool.drain()
+            info["memory of one spilled, bytes"] = (own_memory() - before) / count
+
+    def _making(self) -> float:
+        start = time.perf_counter()
+        for number in range(20_000):
+            value(number)
+        return (time.perf_counter() - start) / 20_000 * 1e6
+
+    def test_random_read(self, peer: Any, who: str, benchmark: Benchmark) -> None:
+        for number in range(peer.count):
+            peer.put(number, value(number))
+        peer.flush()
+        get = peer.get
+        rng = random.Random(1)
+        numbers = [rng.randrange(peer.count) for _ in range(READS)]
+
+        def run() -> None:
+            for number in numbers:
+                get(number)
+
+        benchmark.pedantic(run, rounds=1)
+        benchmark.extra_info["one, us"] = benchmark.stats.stats.median / READS * 1e6
+
+
+@pytest.mark.parametrize("nbytes", [1 << 10, 8 << 10, 32 << 10, 64 << 10, 120 << 10])
+@pytest.mark.parametrize("store", ["packed", "files"])
+@pytest.mark.benchmark(group="spill and reload 1,000 arrays")
+def test_threshold(store: str, nbytes: int, benchmark: Benchmark, pools: Callable[..., FBPool]) -> None:
+    """Where a file of its own begins to pay: each array written, dropped, read again, deleted."""
+
+    def run() -> None:
+        pool = pools(1 << 30, store=store)
+        for number in range(1000):
+            pool[number] = np.full(nbytes // 8, float(number))
+        pool.evict()
+        for number in range(1000):
+            with pool.get(number) as array:
+                assert array[0] == number
+        for number in range(1000):
+            del pool[number]
+        pool.close()
+
+    benchmark.pedantic(run, rounds=5)
+    benchmark.extra_info["one, us"] = benchmark.stats.stats.median / 1000 * 1e6
