@@ -83,6 +83,10 @@ class MutatedError(FBCacheError, RuntimeError):
         self.name = name
 
 
+class MissingLibraryError(FBCacheError, ImportError):
+    """A library that is optional is not installed; the message names the extra. Nothing was made."""
+
+
 class NameTakenError(FBCacheError, ValueError):
     """A name that was to be given is taken; nothing was changed. ``replace=True`` takes it over."""
 

@@ -31,6 +31,7 @@ from fbcache.codec.families.kinds import Size, kind_of
 _ALLOWANCE: Final = 20_000  # objects visited: some 20 ms
 _SAMPLE: Final = 1_000  # most items of one container that are visited
 _FEW: Final = 64  # entries of a dict of atoms that is measured without a walk
+_ATTRIBUTES: Final = 100  # of a container of so few items, atoms are all counted
 _GOLDEN: Final = 0.6180339887498949
 _DEFAULT: Final = 64  # bytes of an object that does not say
 _ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
@@ -149,6 +150,9 @@ class _Walk:
             self._exact = False
 
     def _push(self, group: Collection[Any], weight: float, allowance: int) -> None:
+        if len(group) <= _ATTRIBUTES:  # attributes, mostly: those that are atoms take nothing from the others
+            self._add({id(part): part for part in group if type(part) in _ATOMS}, weight, 0)
+            group = [part for part in group if type(part) not in _ATOMS]
         count = len(group)
         taken = min(count, _SAMPLE, max(allowance, 1))
         sample = group if taken == count else _spread(group, count, taken)
@@ -157,6 +161,9 @@ class _Walk:
             self._exact = False
             # A sample that repeats itself has met all that there is: it stands for no more.
             weight *= count / taken if 2 * len(found) > taken else 1
+        self._add(found, weight, allowance)
+
+    def _add(self, found: dict[int, Any], weight: float, allowance: int) -> None:
         for known in found.keys() & self._seen.keys():
             del found[known]
         self._seen.update(found)

@@ -116,15 +116,15 @@ def place(placement: Placement, buffers: list[Buffer]) -> None:
 
 def _place_alone(array: Array, node: list[Node], buffers: list[Buffer]) -> None:
     fortran = not array.flags.c_contiguous and array.flags.f_contiguous
-    if array.nbytes < INLINE_ARRAY:
-        node[3:] = [array.tobytes("F" if fortran else "C"), fortran]
-        return
     if not fortran and not array.flags.c_contiguous:
         start, end = bounds(array)
         if end - start <= array.nbytes:
             _place_together([(array, node)], start, end, buffers)
             return
         array = np.ascontiguousarray(array)
+    if array.nbytes < INLINE_ARRAY:
+        node[3:] = [array.tobytes("F" if fortran else "C"), fortran]
+        return
     buffers.append(raw(array))
     node[3:] = [len(buffers) - 1, fortran]
 
@@ -134,10 +134,15 @@ def _place_together(group: Placement, start: int, end: int, buffers: list[Buffer
 
     Every byte from ``start`` to ``end`` is within the bounds of one of them, and so is memory.
     """
-    buffers.append(alias(start, end - start, [array for array, _ in group]))
+    memory = alias(start, end - start, [array for array, _ in group])
+    if len(group) == 1 and end - start < INLINE_ARRAY:
+        source: Node = bytes(memory)
+    else:
+        buffers.append(memory)
+        source = len(buffers) - 1
     for array, node in group:
         offset = array.__array_interface__["data"][0] - start
-        node[:] = [tags.VIEW, *node[1:3], len(buffers) - 1, offset, array.strides]
+        node[:] = [tags.VIEW, *node[1:3], source, offset, array.strides]
 
 
 def _overlapping(placement: Placement) -> Iterator[tuple[Placement, int, int]]:
@@ -187,7 +192,7 @@ def _memory(decoder: Decoder, source: Node) -> Array:
 def _decode_view(decoder: Decoder, node: list[Node], depth: int) -> Array:
     _, described, shape, source, offset, strides = node
     # numpy holds offset, shape and strides against the buffer's bounds.
-    memory = decoder.memory(source)
+    memory = _memory(decoder, source)
     strides = tuple(expect(strides, list))
     return np.ndarray(_shape(shape), parse(described), memory, expect(offset, int), strides)
 

@@ -29,12 +29,12 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from fbcache.codec import planes
-from fbcache.codec.compression import METHODS, Damaged, Method, MissingLibraryError
+from fbcache.codec.compression import METHODS, Damaged, Method
 from fbcache.codec.frames import Buffer, Codec, Frames
 from fbcache.codec.memory import Array
 from fbcache.codec.msgpack_codec import MsgpackCodec
 from fbcache.codec.tags import expect
-from fbcache.errors import CorruptBlobError, UnsupportedTypeError
+from fbcache.errors import CorruptBlobError, MissingLibraryError, UnsupportedTypeError
 
 _NAME: Final = "compressed"
 

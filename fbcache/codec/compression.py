@@ -12,11 +12,7 @@ from importlib import import_module
 from typing import Any, Final, Protocol
 
 from fbcache.codec.memory import Array
-from fbcache.errors import FBCacheError
-
-
-class MissingLibraryError(FBCacheError, ImportError):
-    """A library of an extra is not installed; the message says which. Nothing was made."""
+from fbcache.errors import MissingLibraryError
 
 
 class Damaged(ValueError):  # noqa: N818

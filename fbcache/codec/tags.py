@@ -22,7 +22,7 @@ PICKLE       bytes or buffer, first buffer, number of buffers   yes
 FAMILY       name of a kind, state                              yes
 ORDERED      key, value..., [dict of attributes]                yes
 ARRAY        dtype, shape, bytes or buffer, Fortran             yes
-VIEW         dtype, shape, buffer, offset, strides              yes
+VIEW         dtype, shape, bytes or buffer, offset, strides     yes
 OBJECTS      shape, items, Fortran                              yes
 STRINGS      shape, items, coerce, [missing value]              yes
 MASKED       [data, mask, fill value], hard                     yes

@@ -31,7 +31,7 @@ import numpy as np
 
 from fbcache.codec.frames import Frames
 from fbcache.codec.layout import pack, unpack_header, verify_buffer, verify_padding
-from fbcache.errors import CorruptBlobError, StorageError
+from fbcache.errors import CorruptBlobError, MissingLibraryError, StorageError
 from fbcache.store.disk import DISK, Disk
 from fbcache.store.files import FileStore
 from fbcache.store.ledger import Ledger
@@ -296,7 +296,7 @@ class DiskcacheStore:
             from fbcache.store.rows import Rows
         except ImportError as error:
             needs = "DiskcacheStore needs diskcache, which cannot be imported"
-            raise StorageError(f"{needs} ({error}): pip install 'fbcache[diskcache]'") from error
+            raise MissingLibraryError(f"{needs} ({error}): pip install 'fbcache[diskcache]'") from error
         if os.path.expandvars(os.path.expanduser(self._database)) != self._database:
             reason = f"{self._directory} is no path for diskcache, which expands ~ and $: choose another"
             raise StorageError(reason, path=self._directory)

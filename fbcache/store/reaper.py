@@ -1,7 +1,7 @@
 """Taking sessions away: those of dead processes, and one's own.
 
-A pool's spill session holds blobs, and segments of small ones. A reader's session below a tracked directory holds further names of
-blobs, and of manifests, which it keeps from being the last ones to go.
+A pool's spill session holds blobs, and segments or rows of small ones. A reader's session below a tracked
+directory holds further names of blobs, and of manifests, which it keeps from being the last ones to go.
 
 Guarantees:
 
@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fbcache.store.disk import DISK, Disk
+from fbcache.store.diskcached import DATABASE_FILES, NAME
 from fbcache.store.owner import Owner
 from fbcache.store.transfer import read_all
 
@@ -171,7 +172,7 @@ def _is_old(directory: int, disk: Disk) -> bool:
 def _is_filled(directory: int, disk: Disk) -> bool:
     """Whether there is what its owner puts there only after the owner's file."""
     names = disk.listdir(directory)
-    return any(_SHARD_NAME.fullmatch(name) or _is_loose(name) for name in names)
+    return any(_SHARD_NAME.fullmatch(name) or name == NAME or _is_loose(name) for name in names)
 
 
 # ------------------------------------------------------------------ removing
@@ -182,6 +183,9 @@ def _empty_session(directory: int, disk: Disk) -> None:
         if _SHARD_NAME.fullmatch(name):
             with _if_there():
                 _remove_shard(directory, name, disk)
+        elif name == NAME:
+            with _if_there():
+                _remove_rows(directory, disk)
         elif _is_loose(name):
             with _if_there():
                 disk.unlink(name, dir_fd=directory)
@@ -200,6 +204,17 @@ def _remove_shard(directory: int, name: str, disk: Disk) -> None:
     finally:
         disk.close(shard)
     disk.rmdir(name, dir_fd=directory)
+
+
+def _remove_rows(directory: int, disk: Disk) -> None:
+    rows = disk.open(NAME, _DIRECTORY, dir_fd=directory)
+    try:
+        for name in DATABASE_FILES:
+            with _if_there():
+                disk.unlink(name, dir_fd=rows)
+    finally:
+        disk.close(rows)
+    disk.rmdir(NAME, dir_fd=directory)
 
 
 def _is_loose(name: str) -> bool:

@@ -245,6 +245,8 @@ class Segments:
                 made = self._make(max(self._nbytes, nbytes))
         finally:
             if made is not None:  # another thread's was first, or there is no store any more
+                with self._lock:
+                    self._claim(made)
                 self._discard(made)
 
     def _succeed(self, segment: _Segment) -> None:
@@ -270,6 +272,8 @@ class Segments:
             self._write_at(segment.fd, b"\0", room - 1)  # a hole: the map may reach as far as the file does
             segment.memory = try_map(self._disk, segment.fd, room)
         except BaseException:
+            with self._lock:
+                self._claim(segment)
             self._discard(segment)
             raise
         return segment
@@ -290,10 +294,11 @@ class Segments:
             if segment.end == start + nbytes:
                 segment.end = start
             self._leave(segment)
-            is_last = self._closed and not segment.users
-            segment.users += is_last
-        if is_last:
-            self._remove(segment)
+            is_needless = not segment.users and (self._closed or not segment.end)
+            if is_needless:
+                self._claim(segment)
+        if is_needless:
+            self._discard(segment)
 
     def _leave(self, segment: _Segment) -> None:
         """Count a writer out. Under the lock; close what is spent afterwards."""
@@ -533,15 +538,19 @@ class Segments:
             self._counted -= segment.counted
         self._room.ledger.shrink(segment.counted)
 
-    def _discard(self, made: _Segment) -> None:
-        """Remove a segment that nobody has written to; what fails is tried again at the end."""
-        with self._lock:
-            made.users = 1
-            self._segments[made.number] = made
-            self._retire(made)
+    def _claim(self, empty: _Segment) -> None:
+        """Become the only user of a segment that has none, and is to be removed. Under the lock."""
+        empty.users = 1
+        self._segments[empty.number] = empty
+        if empty is self._active:
+            self._active = None
+        self._retire(empty)
+
+    def _discard(self, empty: _Segment) -> None:
+        """Remove a segment that was claimed; what fails is tried again at the end."""
         self._close_spent()
         try:
-            self._remove(made)
+            self._remove(empty)
         except StorageError:
             pass
 
@@ -558,8 +567,7 @@ class Segments:
             self._active = None
             idle = [segment for segment in self._segments.values() if not segment.users]
             for segment in idle:
-                segment.users = 1
-                self._retire(segment)
+                self._claim(segment)
         self._close_spent()
         failure: StorageError | None = None
         for segment in idle:  # the others are removed by the last who uses them

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from fbcache import FBPool
 from fbcache.codec import BUILT_IN, Frames, MsgpackCodec, compressed, planes
 from fbcache.codec.compressed import Compressed, Expanding
-from fbcache.codec.compression import METHODS, MissingLibraryError
+from fbcache.codec.compression import METHODS
 from fbcache.errors import (
     CorruptBlobError,
     FBCacheError,
+    MissingLibraryError,
     PickleRefusedError,
     UnsupportedTypeError,
 )

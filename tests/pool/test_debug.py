@@ -24,7 +24,8 @@ class Thing:
 
 def test_a_reader_that_changes_a_dict_is_told_by_name_at_the_end_of_its_block(pool: FBPool) -> None:
     pool["config"] = {"a": [1, 2]}
-    with pytest.raises(MutatedError, match=r"'config', a dict, .*within a read guard.*get_mut\('config'\)") as caught:
+    told = r"'config', a dict, .*within a read guard.*get_mut\('config'\)"
+    with pytest.raises(MutatedError, match=told) as caught:
         with pool.get("config") as value:
             value["a"].append(3)
     assert caught.value.name == "config"

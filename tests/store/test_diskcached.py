@@ -550,10 +550,10 @@ def test_a_missing_diskcache_is_named_with_its_extra(tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.modules["diskcache"] = None
-from fbcache import StorageError
+from fbcache import MissingLibraryError
 from fbcache.store.diskcached import DiskcacheStore
 try: DiskcacheStore({str(tmp_path)!r})
-except StorageError as error: print(error)
+except MissingLibraryError as error: print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "pip install 'fbcache[diskcache]'" in done.stdout and list(tmp_path.iterdir()) == []

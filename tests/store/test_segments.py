@@ -272,6 +272,15 @@ def test_the_slots_of_a_failed_append_are_used_again(kept: Kept) -> None:
 # ------------------------------------------------------------------ writes that fail
 
 
+def failure_of(call: Any, *args: Any) -> type[BaseException] | None:
+    """What it raised; not the error itself, whose frames keep segments mapped."""
+    try:
+        call(*args)
+    except StorageError as error:
+        return type(error)
+    return None
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_failed_append_leaves_nothing(kept: Kept, code: int, nth: int) -> None:
@@ -309,11 +318,11 @@ def test_a_failed_append_between_two_others_is_skipped_by_compaction(
     (first,) = kept.append(blob(100, 1))
     gate = kept.disk.gate("pwrite")
     kept.disk.fail("pwrite", error=oserror(errno.EIO))
-    running = spawn(kept.segments.append, [blob(300, 99)])
+    running = spawn(failure_of, kept.segments.append, [blob(300, 99)])
     gate.wait_reached()
     (last,) = kept.append(blob(100, 2))
     gate.open()
-    assert isinstance(running.error(), StorageError)
+    assert running.result() is StorageError
     assert kept.file_of(first) == kept.file_of(last)
     kept.check()
     assert kept.segments._compact_any()
@@ -443,7 +452,7 @@ def test_appenders_at_once_stay_within_the_limits(make: Any, limit: str) -> None
     def work(seed: int) -> None:
         rng = Random(seed)
         mine: dict[int, tuple[Frames, int]] = {}
-        for turn in range(150):
+        for turn in range(60):
             many = [blob(rng.randrange(300), 1000 * seed + turn + n) for n in range(rng.randrange(1, 6))]
             try:
                 slots, sizes = kept.segments.append(many)
@@ -608,7 +617,7 @@ def compacting(kept: Kept, spawn: Any, slots: list[int], *, at: str = "pwrite") 
     kept.append(blob(900, 50))
     gate = kept.disk.gate("pwrite") if at == "pwrite" else kept.ledger.gate()
     sizes = [kept.blobs.pop(slot)[1] for slot in slots]
-    running = spawn(kept.segments.free, slots, sizes)
+    running = spawn(failure_of, kept.segments.free, slots, sizes)
     gate.wait_reached()
     return gate, running
 
@@ -621,7 +630,7 @@ def test_what_is_freed_while_it_is_moved_is_free(kept: Kept, spawn: Any, at: str
     (again, *_) = kept.append(blob(33, 60), blob(44, 61))
     assert again in slots, "the slot was not used again"
     gate.open()
-    running.result()
+    assert running.result() is None
     kept.check()
     kept.free_all()
     assert kept.ledger.used == 0 and kept.files() == []
@@ -632,7 +641,7 @@ def test_all_that_is_moved_may_be_freed_meanwhile(kept: Kept, spawn: Any) -> Non
     gate, running = compacting(kept, spawn, slots[:5])
     kept.free_all()
     gate.open()
-    running.result()
+    assert running.result() is None
     kept.free()
     assert kept.ledger.used == 0 and kept.files() == []
 
@@ -644,7 +653,7 @@ def test_appends_and_reads_go_on_during_compaction(kept: Kept, spawn: Any) -> No
     for slot, (frames, _) in kept.blobs.items():
         assert same(kept.segments.read(slot, writable=False), frames)
     gate.open()
-    running.result()
+    assert running.result() is None
     kept.check()
 
 
@@ -681,13 +690,13 @@ def test_closing_during_a_write_fails_it_and_leaves_nothing(kept: Kept, spawn: A
     """The descriptor is not closed under the writer, and is closed in the end."""
     kept.append(blob(10))
     gate = kept.disk.gate("pwrite") if at == "pwrite" else kept.ledger.gate()
-    running = spawn(kept.segments.append, [blob(100)])
+    running = spawn(failure_of, kept.segments.append, [blob(100)])
     gate.wait_reached()
     kept.ledger.close()
     kept.segments.close()
     assert descriptors(kept.directory) == 1, "it was closed under the writer"
     gate.open()
-    assert isinstance(running.error(), StorageError)
+    assert running.result() is StorageError
     assert kept.files() == [] and descriptors(kept.directory) == 0
 
 
@@ -701,7 +710,7 @@ def test_closing_during_compaction_leaves_nothing(kept: Kept, spawn: Any, at: st
     innocent.touch()
     with open(innocent, "rb") as one, open(innocent, "rb") as two:
         gate.open()
-        running.error()
+        assert running.result() is None
         for file in (one, two):
             assert file.read() == b""  # theirs were not closed for ours, a second time
     assert kept.files() == [] and descriptors(kept.directory) == 0
@@ -709,12 +718,12 @@ def test_closing_during_compaction_leaves_nothing(kept: Kept, spawn: Any, at: st
 
 def test_closing_while_a_segment_is_made_leaves_nothing(kept: Kept, spawn: Any) -> None:
     gate = kept.disk.gate("open")
-    running = spawn(kept.segments.append, [blob(100)])
+    running = spawn(failure_of, kept.segments.append, [blob(100)])
     gate.wait_reached()
     kept.ledger.close()
     kept.segments.close()
     gate.open()
-    assert isinstance(running.error(), StorageError)
+    assert running.result() is StorageError
     assert kept.files() == [] and descriptors(kept.directory) == 0
 
 
@@ -782,11 +791,13 @@ def flip(path: Path, place: int, bits: int = 1) -> None:
 
 
 @pytest.mark.parametrize("place", range(HEAD_SIZE + 2))
-@pytest.mark.parametrize("bit", range(8))
-def test_compaction_of_a_damaged_segment_loses_no_other_record(
-    kept: Kept, place: int, bit: int
-) -> None:
+def test_compaction_of_a_damaged_segment_loses_no_other_record(make: Any, place: int) -> None:
     """Whatever its head says; all records take as many bytes as one bit of a length can stand for."""
+    for bit in range(8):
+        compact_damaged(make(), place, bit)
+
+
+def compact_damaged(kept: Kept, place: int, bit: int) -> None:
     slots = kept.append(*(blob(8, seed) for seed in range(12)))
     path = kept.file_of(slots[5])
     flip(path, 5 * record(8) + place, 1 << bit)

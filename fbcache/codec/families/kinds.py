@@ -108,7 +108,7 @@ LIBRARIES: Final[dict[str, Library]] = {
     "polars": Library(("polars_frames",), (1,), "polars"),
     "scipy": Library(("sparse",), (1, 11), "scipy"),
     "xarray": Library(("xarrays",), (2024, 1), "xarray"),
-    "torch": Library(("torch_tensors",), (2, 2), "torch"),
+    "torch": Library(("torch_tensors",), (2, 13), "torch"),
     "PIL": Library(("images",), (10,), "pillow"),
     "sklearn": Library(("sklearn_trees",), (1, 3), "scikit-learn"),
     "ml_dtypes": Library(("ml_scalars",), (0, 4), "ml_dtypes"),
@@ -124,7 +124,8 @@ def kind_of(cls: type) -> Kind | None:
     kind = _by_type.get(cls)
     if kind is not None:
         return kind
-    library = cls.__module__.partition(".")[0]
+    module = cls.__module__  # any object at all, if a class says so
+    library = module.partition(".")[0] if isinstance(module, str) else ""
     if library not in LIBRARIES or library not in sys.modules:
         return None
     return _kinds(library).get(cls)

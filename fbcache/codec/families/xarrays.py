@@ -103,7 +103,9 @@ def _decode_array(decoder: Decoder, node: Node, depth: int) -> xr.DataArray:
 
 def _array(variable: xr.Variable, coords: Variables, indexes: dict[Any, Any], name: Any) -> xr.DataArray:
     """Make an array by way of a dataset: the constructor copies coordinates, and may convert objects."""
-    array = xr.Dataset({_This: variable}, coords=xr.Coordinates(coords, indexes))[_This]
+    if not {dim for coord in coords.values() for dim in coord.dims} <= set(variable.dims):
+        raise ValueError("a coordinate has a dimension that its array has not")
+    array = _dataset({_This: variable, **coords}, set(coords), indexes)[_This]
     array.name = name
     return array
 
@@ -155,17 +157,19 @@ def _decode_dataset(decoder: Decoder, node: Node, depth: int) -> xr.Dataset:
 
 
 def _dataset(variables: Variables, coords: set[Any], indexes: dict[Any, Any]) -> xr.Dataset:
+    """Make a dataset of these, in these orders.
+
+    The constructor keeps another order, and before 2026 aligns two indexes of one dimension with each other.
+    """
+    if not indexes.keys() <= coords:
+        raise ValueError("a variable with an index is no coordinate")
+    construct = getattr(xr.Dataset, "_construct_direct", None)
+    if construct is not None:
+        made: xr.Dataset = construct(dict(variables), set(coords), indexes=dict(indexes))
+        return made
     data = {name: variable for name, variable in variables.items() if name not in coords}
     rest = {name: variable for name, variable in variables.items() if name in coords}
-    dataset = xr.Dataset(data, coords=xr.Coordinates(rest, indexes))
-    if list(dataset.variables) == list(variables) and list(dataset.xindexes) == list(indexes):
-        return dataset
-    construct = getattr(xr.Dataset, "_construct_direct", None)  # nothing public keeps another order
-    if construct is None:
-        return dataset
-    ordered = {name: dataset.variables[name] for name in variables}
-    reordered: xr.Dataset = construct(ordered, set(dataset.coords), indexes=indexes)
-    return reordered
+    return xr.Dataset(data, coords=xr.Coordinates(rest, indexes))
 
 
 def _dataset_parts(dataset: xr.Dataset) -> list[Any]:
