@@ -21,6 +21,7 @@ import fbcache
 from fbcache import errors
 from fbcache.codec import layout
 from fbcache.entry import _EDGES, State
+from fbcache.store import auto, records, segments
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.rst", ROOT / "CHANGELOG.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -152,6 +153,10 @@ def test_the_layout_of_the_design_is_that_of_the_code() -> None:
     assert f"version of the layout, {layout.VERSION}" in text
     assert re.search(rf"^{layout.PREFIX_SIZE} +H +header", text, re.MULTILINE)
     assert f"a multiple of {layout.ALIGNMENT}, or of {layout.PAGE}" in text
+    (record,) = blocks(ROOT / "docs" / "design.rst", "record")
+    assert re.search(rf"^{records.HEAD_SIZE} +\.\.\. the body", record.astext(), re.MULTILINE)
+    assert f"up to {auto.SMALL >> 10} KiB together" in text
+    assert f"files of {segments.SEGMENT >> 20} MiB" in text
 
 
 def public_errors() -> Iterator[str]:

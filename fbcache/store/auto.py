@@ -12,7 +12,10 @@ linked. A file's cost is that of its name: making, opening and removing it. ``SM
 from __future__ import annotations
 
 from typing import Final
+from uuid import UUID
 
+from fbcache.codec.frames import Frames
+from fbcache.errors import DiskFullError
 from fbcache.store.disk import DISK, Disk
 from fbcache.store.files import FileStore
 from fbcache.store.packed import PackedStore
@@ -57,6 +60,21 @@ class AutoStore(FileStore):
         self.at = self._packed.at
         self.free = self._packed.free
         self.path_of = self._packed.path_of
+
+    def write(self, key: UUID, frames: Frames) -> int:
+        """Store ``frames`` in a file; see :meth:`FileStore.write`. Dead packed space is reclaimed for it.
+
+        Raises
+        ------
+        DiskFullError, StorageError
+            Nothing is stored under ``key``.
+        """
+        while True:
+            try:
+                return super().write(key, frames)
+            except DiskFullError:
+                if not self._packed.make_room():
+                    raise
 
     def close(self) -> None:
         """Remove the blobs of both kinds; see :meth:`FileStore.close`.

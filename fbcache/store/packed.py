@@ -66,6 +66,7 @@ class PackedStore:
         self.append = self._segments.append
         self.free = self._segments.free
         self.path_of = self._segments.path_of
+        self.make_room = self._segments.make_room
 
     def write(self, key: UUID, frames: Frames) -> int:
         """Store ``frames`` under ``key`` and return the bytes taken on disk.
@@ -101,9 +102,12 @@ class PackedStore:
         if place is None:
             raise CorruptBlobError("its record is gone", key=key, path=self._directory)
         try:
-            return self._segments.read(place[0], writable=writable)
+            frames = self._segments.read(place[0], writable=writable)
         except CorruptBlobError as error:
             raise CorruptBlobError(error.reason, key=key, path=error.path) from error
+        if self._places.get(key) is not place:  # the slot may have been another blob's by then
+            raise CorruptBlobError("its record is gone", key=key, path=self._directory)
+        return frames
 
     def at(self, slot: int, *, writable: bool) -> Frames:
         """Return the frames of a slot; see :class:`~.protocol.Packing`."""

@@ -78,6 +78,18 @@ def length_of(memory: memoryview, offset: int) -> tuple[int, int]:
     return slot, HEAD_SIZE + nbytes
 
 
+def whole_length_of(memory: memoryview, offset: int, end: int, slot: int) -> int:
+    """Return the length of the record of ``slot``, or 0 where :func:`parse` would find it damaged."""
+    start = offset + HEAD_SIZE
+    if start > end:
+        return 0
+    found, nbytes, length, checksum = _unpack_head(memory, offset)
+    if found != slot or start + nbytes > end:
+        return 0
+    body = memory[start : start + nbytes]
+    return HEAD_SIZE + nbytes if xxh3_64_intdigest(body, _seed(slot, nbytes, length)) == checksum else 0
+
+
 def parse(memory: memoryview, offset: int, end: int, slot: int, *, writable: bool) -> Frames:
     """Return the frames of the record of ``slot`` at ``offset``.
 
@@ -120,7 +132,7 @@ def _whole(body: bytes, writable: bool) -> Frames:
     codec, tree, pickled, buffers = msgpack.unpackb(body)
     if type(codec) is not str or type(tree) is not bytes or type(pickled) not in (str, type(None)):
         raise TypeError("a field of another type")
-    if not all(type(buffer) is bytes for buffer in buffers):
+    if type(buffers) is not list or not all(type(buffer) is bytes for buffer in buffers):
         raise TypeError("a buffer of another type")
     return Frames(codec, tree, [_fresh(buffer) for buffer in buffers] if writable else buffers, pickled)
 

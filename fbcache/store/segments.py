@@ -40,7 +40,7 @@ from fbcache.codec.frames import Frames
 from fbcache.errors import CorruptBlobError, StorageError
 from fbcache.store.disk import Disk
 from fbcache.store.mapping import try_map
-from fbcache.store.records import HEAD_SIZE, body_of, head_of, length_of, parse
+from fbcache.store.records import HEAD_SIZE, body_of, head_of, length_of, parse, whole_length_of
 from fbcache.store.room import Room
 from fbcache.store.transfer import read_all
 
@@ -144,10 +144,10 @@ class Segments:
         ------
         DiskFullError, StorageError
             They were not written; none of them is there.
-        ValueError
+        StorageError
             One is larger than a record can be; none of them is there.
         """
-        bodies = [body_of(frames) for frames in many]
+        bodies = self._bodies_of(many)
         sizes = [HEAD_SIZE + len(body) for body, _ in bodies]
         slots = self._take_slots(len(bodies))
         try:
@@ -164,6 +164,15 @@ class Segments:
                 self._free += slots
             raise
         return slots, sizes
+
+    def _bodies_of(self, many: Sequence[Frames]) -> list[tuple[bytes, int]]:
+        try:
+            return [body_of(frames) for frames in many]
+        except ValueError as error:
+            raise StorageError(
+                f"cannot pack a value in {self._directory}: {error}. A store of files can take it.",
+                path=self._directory,
+            ) from error
 
     def _place(self, slots: list[int], sizes: list[int], place: int) -> int:
         """Have slots lead to records from ``place`` on; return the bytes that they take. Under the lock."""
@@ -221,7 +230,7 @@ class Segments:
                 self._room.reserve(nbytes, spare=min(self._nbytes, self._counted))
                 return
             except StorageError:
-                if not self._compact_any():
+                if not self.make_room():
                     raise
 
     def _allot(self, nbytes: int) -> tuple[_Segment, int]:
@@ -415,8 +424,14 @@ class Segments:
         is_used = segment is self._active or segment.users or segment.stuck
         return not (is_used or (segment.damaged and segment.live))
 
-    def _compact_any(self) -> bool:
-        """Make room where there is none, by the segment with most to gain; whether that was done."""
+    def make_room(self) -> bool:
+        """Compact the segment with most to gain, where there is no room; whether one was removed.
+
+        Raises
+        ------
+        StorageError
+            It could not be removed.
+        """
         free = self._room.bytes_free
         with self._lock:
             active = self._active
@@ -457,12 +472,10 @@ class Segments:
         size = 0
         for place, slot in self._places_in(victim):
             offset = place & _OFFSET
-            try:
-                parse(memory, offset, victim.end, slot, writable=False)
-            except CorruptBlobError:  # it tells its reader
+            nbytes = whole_length_of(memory, offset, min(victim.end, len(memory)), slot)
+            if not nbytes:  # it tells its reader
                 victim.damaged = True
                 continue
-            _, nbytes = length_of(memory, offset)
             pieces.append(memory[offset : offset + nbytes])
             moved.append((slot, place, nbytes))
             size += nbytes

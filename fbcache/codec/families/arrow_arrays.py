@@ -141,9 +141,10 @@ class ArrayReader:
     def _aligned(self, node: Node, size: int, unit: int) -> Array:
         """Find the memory in a copy of its buffer that lies as the memory once did.
 
-        What arrays share goes out from where the first of them begins, and that may be anywhere: a bitmap can
-        share its zeros with numbers. In its place of old all of it was aligned, so one copy does for all that
-        is in the buffer; there are more only where the first to come could have lain in several ways.
+        What arrays share goes out from where the first of them begins, and that may be anywhere: polars has
+        one stretch of zeros for all columns of nulls, and their slices begin at odd places of it. Where it
+        was, all of it was aligned, so one copy does for all that is in the buffer; there are more only where
+        the first to come could have lain in several ways.
         """
         if expect(node, list)[0] != tags.VIEW:
             raise ValueError("a buffer is not aligned")

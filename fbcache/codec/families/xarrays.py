@@ -159,7 +159,7 @@ def _decode_dataset(decoder: Decoder, node: Node, depth: int) -> xr.Dataset:
 def _dataset(variables: Variables, coords: set[Any], indexes: dict[Any, Any]) -> xr.Dataset:
     """Make a dataset of these, in these orders.
 
-    The constructor keeps another order, and before 2026 aligns two indexes of one dimension with each other.
+    The constructor keeps another order, and older ones refuse two indexes of one dimension.
     """
     if not indexes.keys() <= coords:
         raise ValueError("a variable with an index is no coordinate")

@@ -47,7 +47,7 @@ def decoded(tree: Any, buffers: list[bytes], *, writable: bool = False) -> Any:
     st.integers(0, 1000),
     st.booleans(),
 )
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_any_image_comes_back(mode: str, size: tuple[int, int], seed: int, writable: bool) -> None:
     image = noise(mode, size, seed)
     assert same(image, through(image, writable=writable))

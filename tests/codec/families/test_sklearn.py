@@ -130,7 +130,7 @@ def test_a_checkpoint_with_pickles_opens_in_another_process_if_that_allows_them(
 
 
 def test_an_estimator_counts_the_nodes_of_its_trees() -> None:
-    forest = RandomForestClassifier(5, random_state=0).fit(RNG.random((2000, 8)), RNG.integers(0, 2, 2000))
+    forest = RandomForestClassifier(100, random_state=0).fit(RNG.random((2000, 8)), RNG.integers(0, 2, 2000))
     states = [estimator.tree_.__getstate__() for estimator in forest.estimators_]
     truth = sum(state["nodes"].nbytes + state["values"].nbytes for state in states)
     assert truth <= sizeof(forest) <= truth * 1.2

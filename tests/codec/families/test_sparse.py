@@ -43,7 +43,7 @@ def matrices(draw: st.DrawFn) -> Any:
 
 
 @given(matrices(), st.booleans(), st.booleans())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_any_matrix_comes_back(matrix: Any, writable: bool, trusted: bool) -> None:
     back = through(matrix, writable=writable, allow_pickle=trusted)
     assert same(back, matrix, trusted=trusted)

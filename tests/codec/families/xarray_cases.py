@@ -75,7 +75,7 @@ def datasets() -> dict[str, xr.Dataset]:
 
 def cases() -> dict[str, Any]:
     found: dict[str, Any] = dict(datasets())
-    for title in ("plain", "stacked", "extension", "large"):
+    for title in ("plain", "stacked", "extension", "large", "second index", "another index first"):
         found |= {f"{title}: {name}": found[title][name] for name in found[title].variables}
     found |= {f"variable {name}": variable for name, variable in plain().variables.items()}
     found["no name"] = xr.DataArray(np.arange(5.0))
