@@ -114,12 +114,12 @@ register(OwnThing, lambda thing: thing.data, OwnThing)
 def _python() -> list[Sample]:
     instants = [datetime.now(UTC), datetime(2020, 1, 1), date(2020, 1, 1), time(1, 2), timedelta(1)]
     zones = [UTC, timezone(timedelta(hours=1)), ZoneInfo("Europe/Paris")]
-    numbers = [None, True, 1, 1 << 80, 1.5, 2j, Decimal("1.50"), Fraction(1, 3)]
+    plain = [None, True, 1, 1 << 80, 1.5, 2j, Decimal("1.50"), Fraction(1, 3)]
     wide = [float(n) for n in range(COUNT // 8)]
     data = _writes(lambda value: set_first(value.data))
     attribute = {"attributes": lambda value: setattr(value, "data", None)}
     return [
-        Sample("None, ``bool``, ``int``, ``float``, ``complex``, ``Decimal``, ``Fraction``", lambda: numbers),
+        Sample("None, ``bool``, ``int``, ``float``, ``complex``, ``Decimal``, ``Fraction``", lambda: plain),
         Sample("``str``", lambda: ["x" * (1 << 20)]),
         Sample("``bytes``", lambda: [b"x" * (1 << 20)]),
         Sample("``bytearray``", lambda: [bytearray(range(256)) * 4096], FIRST),

@@ -95,10 +95,10 @@ class _Segment:
         "users",
     )
 
-    def __init__(self, number: int, path: str, fd: int, room: int) -> None:
+    def __init__(self, number: int, path: str, room: int) -> None:
         self.number = number
         self.path = path
-        self.fd = fd
+        self.fd = -1
         self.memory: memoryview | None = None
         self.room = room
         self.end = self.counted = self.live = self.users = 0
@@ -158,10 +158,7 @@ class Segments:
             ]
             self._write(b"".join(pieces), self._reserve, lambda place: self._place(slots, sizes, place))
         except BaseException:
-            with self._lock:
-                for slot in slots:
-                    self._table[slot] = _NOWHERE
-                self._free += slots
+            self._forget(slots, sizes)
             raise
         return slots, sizes
 
@@ -177,9 +174,14 @@ class Segments:
     def _place(self, slots: list[int], sizes: list[int], place: int) -> int:
         """Have slots lead to records from ``place`` on; return the bytes that they take. Under the lock."""
         table, start = self._table, place
-        for slot, nbytes in zip(slots, sizes, strict=True):
-            table[slot] = place
-            place += nbytes
+        try:
+            for slot, nbytes in zip(slots, sizes, strict=True):
+                table[slot] = place
+                place += nbytes
+        except BaseException:  # an interrupt
+            for slot in slots:
+                table[slot] = _NOWHERE
+            raise
         return place - start
 
     def _take_slots(self, count: int) -> list[int]:
@@ -197,22 +199,28 @@ class Segments:
         nbytes = len(data)
         reserve(nbytes)
         grown = False
+        allotted: list[tuple[_Segment, int]] = []
         try:
-            segment, start = self._allot(nbytes)
             try:
+                self._allot(nbytes, allotted)
+                segment, start = allotted[0]
                 self._write_at(segment.fd, data, start)
                 grown = self._room.ledger.grow(nbytes)
                 with self._lock:
                     if self._closed or not grown:
                         raise self._room.closed_error()
-                    segment.live += publish(segment.number << _OFFSET_BITS | start)
+                    needed = publish(segment.number << _OFFSET_BITS | start)
+                    self._leave(segment)
+                    # Straight line (fbcache.entry): whoever is interrupted has it, or has left it.
+                    segment.live += needed
                     segment.counted += nbytes
                     self._counted += nbytes
-                    self._leave(segment)
+                    allotted.clear()
             except BaseException:
-                self._abandon(segment, start, nbytes)
-                if grown:
-                    self._room.ledger.shrink(nbytes)
+                if allotted:
+                    self._abandon(*allotted[0], nbytes)
+                    if grown:
+                        self._room.ledger.shrink(nbytes)
                 raise
         except StorageError:
             raise
@@ -233,30 +241,32 @@ class Segments:
                 if not self.make_room():
                     raise
 
-    def _allot(self, nbytes: int) -> tuple[_Segment, int]:
-        """Give out ``nbytes`` at the end of the active segment, or of a new one."""
-        made: _Segment | None = None
+    def _allot(self, nbytes: int, allotted: list[tuple[_Segment, int]]) -> None:
+        """Give out ``nbytes`` at the end of the active segment, or of a new one: segment and offset."""
+        made: list[_Segment] = []
         try:
             while True:
                 with self._lock:
                     if self._closed:
                         raise self._room.closed_error()
                     segment = self._active
-                    if segment is None or segment.end + nbytes > segment.room:
-                        segment, made = made, None
-                        if segment is not None:
-                            self._succeed(segment)
-                    if segment is not None:
-                        start = segment.end
+                    if (segment is None or segment.end + nbytes > segment.room) and made:
+                        segment = made[0]
+                        self._succeed(segment)
+                        made.clear()
+                    if segment is not None and segment.end + nbytes <= segment.room:
+                        place = segment, segment.end
+                        # Straight line.
                         segment.end += nbytes
                         segment.users += 1
-                        return segment, start
-                made = self._make(max(self._nbytes, nbytes))
+                        allotted.append(place)
+                        return
+                self._make(max(self._nbytes, nbytes), made)
         finally:
-            if made is not None:  # another thread's was first, or there is no store any more
+            for each in made:  # another thread's was first, or it could not be made
                 with self._lock:
-                    self._claim(made)
-                self._discard(made)
+                    self._claim(each)
+                self._discard(each)
 
     def _succeed(self, segment: _Segment) -> None:
         former = self._active
@@ -271,21 +281,15 @@ class Segments:
         if not active.users:
             self._retire(active)
 
-    def _make(self, room: int) -> _Segment:
+    def _make(self, room: int, made: list[_Segment]) -> None:
         with self._lock:
             number = self._made
             self._made += 1
-        path = f"{self._directory}/{number}.segment"
-        segment = _Segment(number, path, self._disk.open(path, _CREATE), room)
-        try:
-            self._write_at(segment.fd, b"\0", room - 1)  # a hole: the map may reach as far as the file does
-            segment.memory = try_map(self._disk, segment.fd, room)
-        except BaseException:
-            with self._lock:
-                self._claim(segment)
-            self._discard(segment)
-            raise
-        return segment
+        segment = _Segment(number, f"{self._directory}/{number}.segment", room)
+        made.append(segment)
+        segment.fd = self._disk.open(segment.path, _CREATE)
+        self._write_at(segment.fd, b"\0", room - 1)  # a hole: the map may reach as far as the file does
+        segment.memory = try_map(self._disk, segment.fd, room)
 
     def _write_at(self, fd: int, data: bytes, offset: int) -> None:
         while data:
@@ -311,9 +315,9 @@ class Segments:
 
     def _leave(self, segment: _Segment) -> None:
         """Count a writer out. Under the lock; close what is spent afterwards."""
-        segment.users -= 1
-        if not segment.users and segment is not self._active:
+        if segment.users == 1 and segment is not self._active:
             self._retire(segment)
+        segment.users -= 1
 
     # ------------------------------------------------------------------------- reading
 
@@ -386,6 +390,12 @@ class Segments:
         StorageError
             A segment that nothing is needed of could not be removed. The slots are free all the same.
         """
+        self._forget(slots, sizes)
+        while (victim := self._take_due()) is not None:
+            if not self._compact(victim) and not victim.damaged:
+                return
+
+    def _forget(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
         with self._lock:
             for slot, nbytes in zip(slots, sizes, strict=True):
                 place = self._table[slot]
@@ -394,9 +404,6 @@ class Segments:
                 if segment is not None:
                     segment.live -= nbytes
             self._free += slots
-        while (victim := self._take_due()) is not None:
-            if not self._compact(victim) and not victim.damaged:
-                return
 
     def _take_due(self) -> _Segment | None:
         """Take a segment to be compacted, if one is mostly dead: that of which least is needed."""
@@ -503,18 +510,27 @@ class Segments:
     def _move(
         self, victim: _Segment, pieces: list[memoryview], moved: list[tuple[int, int, int]]
     ) -> None:
-        def publish(place: int) -> int:
-            needed = 0
+        # Where there is no room, making some by compaction would go round in a circle.
+        publish = lambda place: self._repoint(victim, moved, place)  # noqa: E731
+        self._write(b"".join(pieces), self._room.reserve, publish)
+
+    def _repoint(self, victim: _Segment, moved: list[tuple[int, int, int]], place: int) -> int:
+        """Have slots lead from their former place to that from ``place`` on. Under the lock."""
+        table, needed = self._table, 0
+        changed: list[tuple[int, int]] = []
+        try:
             for slot, former, nbytes in moved:
-                if self._table[slot] == former:
-                    self._table[slot] = place
+                if table[slot] == former:
+                    changed.append((slot, former))
+                    table[slot] = place
                     needed += nbytes
                 place += nbytes
-            victim.live -= needed
-            return needed
-
-        # Where there is no room, making some by compaction would go round in a circle.
-        self._write(b"".join(pieces), self._room.reserve, publish)
+        except BaseException:  # an interrupt
+            for slot, former in changed:
+                table[slot] = former
+            raise
+        victim.live -= needed
+        return needed
 
     # ------------------------------------------------------------------------- the end
 

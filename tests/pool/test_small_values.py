@@ -536,18 +536,22 @@ def test_a_forked_child_takes_nothing_away(make: Make) -> None:
     check(pool, 50)
 
 
+class Mortal:
+    pools: list[FBPool] = []  # noqa: RUF012
+
+    def __reduce__(self) -> Any:
+        return Mortal, ()
+
+    def __del__(self) -> None:
+        for pool in self.pools:
+            pool["from a finalizer"] = value(1)
+
+
 def test_a_value_that_dies_in_a_finalizer_may_put_another(make: Make) -> None:
     """A worker's batch holds no value when its write has ended."""
     pool, _ = make(io_threads=1)
 
-    class Mortal:
-        def __reduce__(self) -> Any:
-            return Mortal, ()
-
-        def __del__(self) -> None:
-            with contextlib.suppress(Exception):
-                pool["from a finalizer"] = value(1)
-
+    Mortal.pools.append(pool)
     for number in range(10):
         pool[number] = Mortal()
     pool.evict()
@@ -555,8 +559,9 @@ def test_a_value_that_dies_in_a_finalizer_may_put_another(make: Make) -> None:
     pool.drain()
     for number in range(10):
         pool.delete(number)
-    assert pool["from a finalizer"] == value(1)
     pool.drain()
+    assert pool["from a finalizer"] == value(1)
+    Mortal.pools.clear()
 
 
 # ------------------------------------------------------------------ crowds
