@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 import fbcache
 from fbcache import InternalError, State
+from fbcache.codec.families.kinds import LIBRARIES
 from fbcache.entry import Event, next_state
 
 PACKAGE = Path(fbcache.__file__).parent
@@ -195,3 +198,11 @@ def test_every_state_is_documented_and_can_be_reached_and_left():
     source = (PACKAGE / "entry.py").read_text()
     for member in (*State, *Event):
         assert re.search(rf"^    {member.name} = {member.value}  #: \S", source, re.MULTILINE), member
+
+
+def test_importing_fbcache_imports_no_library_that_is_optional():
+    others = ["diskcache", "zstandard", "lz4", "attr", "pydantic", "pykka", "obstore", "rich", "pytest"]
+    names = [*LIBRARIES, *others]
+    code = f"import sys, fbcache, fbcache.testing; print(sorted(sys.modules.keys() & {set(names)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -26,10 +26,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable
-from importlib import metadata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fbcache.errors import FBCacheWarning
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 GROUP: Final = "fbcache.codecs"
 
@@ -76,6 +78,8 @@ def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
 
 
 def _installed() -> Iterable[metadata.EntryPoint]:
+    from importlib import metadata  # takes longer than most of fbcache, and may never be needed
+
     try:
         return metadata.entry_points(group=GROUP)
     except Exception as error:  # metadata of any package: not to be read, or not what it should be

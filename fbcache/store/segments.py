@@ -210,8 +210,9 @@ class Segments:
                     if self._closed or not grown:
                         raise self._room.closed_error()
                     needed = publish(segment.number << _OFFSET_BITS | start)
-                    self._leave(segment)
-                    # Straight line (fbcache.entry): whoever is interrupted has it, or has left it.
+                    self._retire_after(segment)
+                    # Straight line (fbcache.entry): whoever is interrupted is a user still, or is done.
+                    segment.users -= 1
                     segment.live += needed
                     segment.counted += nbytes
                     self._counted += nbytes
@@ -306,18 +307,18 @@ class Segments:
         with self._lock:
             if segment.end == start + nbytes:
                 segment.end = start
-            self._leave(segment)
+            self._retire_after(segment)
+            segment.users -= 1
             is_needless = not segment.users and (self._closed or not segment.end)
             if is_needless:
                 self._claim(segment)
         if is_needless:
             self._discard(segment)
 
-    def _leave(self, segment: _Segment) -> None:
-        """Count a writer out. Under the lock; close what is spent afterwards."""
+    def _retire_after(self, segment: _Segment) -> None:
+        """Have the descriptor closed if a writer who is about to leave is the last one. Under the lock."""
         if segment.users == 1 and segment is not self._active:
             self._retire(segment)
-        segment.users -= 1
 
     # ------------------------------------------------------------------------- reading
 
@@ -595,14 +596,20 @@ class Segments:
             self._closed = True
             self._active = None
             idle = [segment for segment in self._segments.values() if not segment.users]
+            used = [segment for segment in self._segments.values() if segment.users]
             for segment in idle:
                 self._claim(segment)
         self._close_spent()
         failure: StorageError | None = None
-        for segment in idle:  # the others are removed by the last who uses them
+        for segment in idle:
             try:
                 self._remove(segment)
             except StorageError as error:
                 failure = failure or error
+        for segment in used:  # the last user closes it; one who was interrupted would not remove it
+            try:
+                self._disk.unlink(segment.path)
+            except OSError:
+                pass
         if failure is not None:
             raise failure

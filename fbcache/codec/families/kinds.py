@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fbcache.codec import tags
@@ -201,6 +201,8 @@ def _load(name: str, library: Library, wanted_by: str | None) -> dict[type, Kind
 
 
 def _is_recent(library: Library) -> bool:
+    from importlib import metadata  # takes longer than most of fbcache
+
     try:
         version = metadata.version(library.distribution)
     except metadata.PackageNotFoundError:  # built in place: who does so knows
