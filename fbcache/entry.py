@@ -165,6 +165,7 @@ class Token:
         allow_pickle: bool = True,
     ) -> None:
         self._key = key
+        nbytes = min(nbytes, _NBYTES)  # a manifest may say anything
         self._place = nbytes if slot is None else nbytes | (slot + 1) << _SLOT_SHIFT
         self.shares = 1
         self.unverified = unverified
@@ -194,7 +195,7 @@ class Token:
 
     @nbytes.setter
     def nbytes(self, nbytes: int) -> None:
-        self._place = self._place & ~_NBYTES | nbytes
+        self._place = self._place & ~_NBYTES | min(nbytes, _NBYTES)
 
     @property
     def slot(self) -> int:

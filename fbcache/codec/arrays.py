@@ -21,6 +21,7 @@ from fbcache.codec.dtypes import PLAIN, describe, parse
 from fbcache.codec.memory import Array, alias, bounds, raw
 from fbcache.codec.pickling import encode_pickled
 from fbcache.codec.tags import INLINE_ARRAY, Node, expect
+from fbcache.errors import UnsupportedTypeError
 
 if TYPE_CHECKING:
     from fbcache.codec.decoder import Decoder
@@ -190,11 +191,25 @@ def _memory(decoder: Decoder, source: Node) -> Array:
 
 
 def _decode_view(decoder: Decoder, node: list[Node], depth: int) -> Array:
-    _, described, shape, source, offset, strides = node
-    # numpy holds offset, shape and strides against the buffer's bounds.
-    memory = _memory(decoder, source)
-    strides = tuple(expect(strides, list))
-    return np.ndarray(_shape(shape), parse(described), memory, expect(offset, int), strides)
+    _, described, lengths, source, offset, steps = node
+    memory, dtype = _memory(decoder, source), parse(described)
+    shape, strides = _shape(lengths), tuple(expect(steps, list))
+    _check_reach(shape, strides, expect(offset, int), dtype.itemsize, memory.nbytes)
+    return np.ndarray(shape, dtype, memory, offset, strides)
+
+
+def _check_reach(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: int, itemsize: int, nbytes: int
+) -> None:
+    """See that all elements are within the memory; numpy looks too, but its sums overflow."""
+    if len(strides) != len(shape) or not set(map(type, strides)) <= {int}:
+        raise ValueError(f"an array's strides are {strides}, of shape {shape}")
+    if 0 in shape:
+        return
+    reach = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
+    first = offset + sum(r for r in reach if r < 0)
+    if first < 0 or offset + sum(r for r in reach if r > 0) + itemsize > nbytes:
+        raise ValueError("an array's strides lead out of its memory")
 
 
 def _decode_objects(decoder: Decoder, node: list[Node], depth: int) -> Array:
@@ -211,6 +226,8 @@ def _decode_strings(decoder: Decoder, node: list[Node], depth: int) -> Array:
     options: dict[str, Any] = {"coerce": expect(coerce, bool)}
     if missing:
         options["na_object"] = decoder.value(missing[0], depth + 1)
+    if not hasattr(np.dtypes, "StringDType"):
+        raise UnsupportedTypeError("the value holds texts of any length, for which numpy must be 2 or newer")
     dtype = np.dtypes.StringDType(**options)
     array = np.empty(len(expect(items, list)), dtype)
     for index, value in enumerate(decoder.items(items, depth)):

@@ -137,9 +137,13 @@ def _parse_ml(name: str) -> DType:
 
 def _parse_fields(node: list[Node], depth: int) -> DType:
     names, formats, offsets, titles, itemsize, aligned, record = node
+    parts = [_parse(part, depth + 1) for part in formats]
+    for part, offset in zip(parts, offsets, strict=True):  # numpy looks too, but its sum overflows
+        if expect(offset, int) < 0 or offset + part.itemsize > expect(itemsize, int):
+            raise ValueError("a field lies outside of its element")
     fields: Any = {
         "names": names,
-        "formats": [_parse(part, depth + 1) for part in formats],
+        "formats": parts,
         "offsets": offsets,
         "titles": titles,
         "itemsize": itemsize,

@@ -48,9 +48,11 @@ class MsgpackCodec:
     """
 
     name = _NAME
+    _compute_lazy = False  # for a subclass, too, that does not call __init__
 
     def __init__(self, *, compute_lazy: bool = False) -> None:
-        self._compute_lazy = compute_lazy
+        if compute_lazy:
+            self._compute_lazy = True
 
     def encode(self, value: Any, *, allow_pickle: bool) -> Frames:
         """Take ``value`` apart, without copying what is raw already.

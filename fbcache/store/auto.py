@@ -5,8 +5,9 @@ Guarantee: both halves keep to one set of limits, and what one of them promises 
 Where the line is
 -----------------
 A packed blob is copied when it is read and when a checkpoint takes it; one in a file can be mapped and
-linked. A file's cost is that of its name: making, opening and removing it. ``SMALL`` is where the two meet
-(benchmarks/RESULTS.rst).
+linked. A file's cost is that of its name: making, opening and removing it. Below the size from which files are
+mapped packing is faster at every size that was measured, two to eleven times (benchmarks/RESULTS.rst), so ``SMALL``
+is a little less than that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fbcache.store.packed import PackedStore
 from fbcache.store.protocol import StoreLimits
 
 #: Payload in bytes up to which a blob is packed.
-SMALL: Final = 32 << 10
+SMALL: Final = 120 << 10
 
 _NO_LIMITS = StoreLimits()
 

@@ -98,16 +98,18 @@ class PackedStore:
         StorageError
             It could not be read.
         """
-        place = self._places.get(key)
-        if place is None:
-            raise CorruptBlobError("its record is gone", key=key, path=self._directory)
-        try:
-            frames = self._segments.read(place[0], writable=writable)
-        except CorruptBlobError as error:
-            raise CorruptBlobError(error.reason, key=key, path=error.path) from error
-        if self._places.get(key) is not place:  # the slot may have been another blob's by then
-            raise CorruptBlobError("its record is gone", key=key, path=self._directory)
-        return frames
+        while (place := self._places.get(key)) is not None:
+            failure: CorruptBlobError | None = None
+            try:
+                frames = self._segments.read(place[0], writable=writable)
+            except CorruptBlobError as error:
+                failure = error
+            if self._places.get(key) is not place:  # the slot may have been another blob's by then
+                continue
+            if failure is not None:
+                raise CorruptBlobError(failure.reason, key=key, path=failure.path) from failure
+            return frames
+        raise CorruptBlobError("its record is gone", key=key, path=self._directory)
 
     def at(self, slot: int, *, writable: bool) -> Frames:
         """Return the frames of a slot; see :class:`~.protocol.Packing`."""

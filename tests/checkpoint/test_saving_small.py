@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -124,11 +125,13 @@ def test_another_process_restores_both_kinds(make_pool: MakePool, target: Path, 
 import sys
 from fbcache import FBPool
 for store in {STORES}:
-    with FBPool.from_checkpoint(sys.argv[1], memory="1MB", min_free=0, store=store, directory=sys.argv[2]) as p:
+    options = dict(memory="1MB", min_free=0, store=store, directory=sys.argv[2])
+    with FBPool.from_checkpoint(sys.argv[1], **options) as p:
         assert all(p["small", n] == {{"n": n, "rest": [n] * (n % 7)}} for n in range(30))
         assert all((p["large", n] == n).all() and len(p["large", n]) == 20_000 for n in range(3))
 """
-    subprocess.run([sys.executable, "-c", script, str(target), str(tmp_path / "child")], check=True, timeout=60)
+    arguments = [sys.executable, "-c", script, str(target), str(tmp_path / "child")]
+    subprocess.run(arguments, check=True, timeout=60)
 
 
 def test_saving_twice_writes_nothing_new_and_keeps_keys(make_pool: MakePool, target: Path, kind: str) -> None:
@@ -138,7 +141,7 @@ def test_saving_twice_writes_nothing_new_and_keeps_keys(make_pool: MakePool, tar
     first = pool.save(target)
     assert first.blobs_written == 20
     keys = {name: fb.key for name, fb in handles.items()}
-    assert keys[3] == key and set(keys.values()) == blobs_in(target)
+    assert keys[3] == key and {key.hex for key in keys.values()} == blobs_in(target)
     spills = pool.stats().spills
     second = pool.save(target)
     assert (second.blobs_written, second.bytes_written) == (0, 0)
@@ -149,14 +152,16 @@ def test_saving_twice_writes_nothing_new_and_keeps_keys(make_pool: MakePool, tar
     with pool.get_mut(5) as value:
         value["n"] = 77
     assert pool.save(target).blobs_written == 1
-    assert handles[5].key != keys[5] and handles[5].key in blobs_in(target)
+    assert handles[5].key != keys[5] and handles[5].key.hex in blobs_in(target)
     with pool.get(keys[6]) as value:
         assert value == small(6)
     handles.clear()
     nothing_is_left(pool)
 
 
-def test_keys_are_those_of_the_checkpoint_after_a_restore(make_pool: MakePool, target: Path, kind: str) -> None:
+def test_keys_are_those_of_the_checkpoint_after_a_restore(
+    make_pool: MakePool, target: Path, kind: str
+) -> None:
     pool = make_pool("4MB", store=kind)
     handles = [pool.put(name, small(name)) for name in range(5)]
     pool.save(target)
@@ -164,10 +169,8 @@ def test_keys_are_those_of_the_checkpoint_after_a_restore(make_pool: MakePool, t
     other = make_pool("4MB", store=kind)
     other.restore(target)
     for name, key in enumerate(keys):
-        with other.get(key) as value:
-            assert value == small(name)
+        assert entry_of(other, name).token.key == key and other[name] == small(name)
     assert other.save(target).blobs_written == 0
-    assert [other.put("x", 1).key in keys] == [False]
     for name, key in enumerate(keys):
         with other.get_mut(name) as value:
             value["n"] += 1
@@ -230,7 +233,7 @@ def test_registering_what_is_being_deleted_waits_for_its_end(
 
 
 def test_a_save_is_one_cut_while_writers_go_on(make_pool: MakePool, target: Path, kind: str) -> None:
-    """Two values that change together, one small and one large, are of one moment in every version."""
+    """Of two values that are put one after the other, no version has the second of a later turn."""
     pool = make_pool("1MB", store=kind)
     count = 8
     for number in range(count):
@@ -239,13 +242,17 @@ def test_a_save_is_one_cut_while_writers_go_on(make_pool: MakePool, target: Path
     ended = threading.Event()
 
     def write(seed: int) -> None:
-        for step in itertools.count(1):
+        rng = Random(seed)
+        for turn in itertools.count(1):
             if ended.is_set():
                 return
-            number = (seed + 2 * step) % count
-            with pool.get_many((), mut=[("small", number), ("large", number)]) as (one, other):
-                one["n"] += 1
-                other += 1
+            for number in range(seed, count, 2):
+                if rng.random() < 0.5:
+                    pool["small", number] = small(turn)
+                else:
+                    with pool.get_mut(("small", number)) as value:
+                        value.update(small(turn))
+                pool["large", number] = large(turn)
 
     writers = [threading.Thread(target=write, args=(seed,)) for seed in range(2)]
     for writer in writers:
@@ -258,12 +265,13 @@ def test_a_save_is_one_cut_while_writers_go_on(make_pool: MakePool, target: Path
         for writer in writers:
             writer.join(PATIENCE)
     pool.validate()
+    assert len(versions_on(target)) == 6
     for version in versions_on(target):
         with restored(target, version=version) as other:
             for number in range(count):
-                value = other["large", number]
-                assert (value == value[0]).all()
-                assert other["small", number]["n"] == value[0], f"version {version} is of two moments"
+                found, value = other["small", number], other["large", number]
+                assert (value == value[0]).all() and found == small(found["n"])
+                assert found["n"] - value[0] in (0, 1), f"version {version} is of two moments"
 
 
 def test_a_save_sees_what_was_there_at_its_cut(
@@ -530,7 +538,7 @@ def failing_in_between(scene: Scene) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize("store", [AutoStore, PackedStore])
-@pytest.mark.parametrize("play", [saved_changed_and_saved, failing_in_between], ids=lambda play: play.__name__)
+@pytest.mark.parametrize("play", [saved_changed_and_saved, failing_in_between])
 def test_after_power_loss_the_last_save_of_both_kinds_is_there_or_the_one_in_flight(
     play: Callable[[Scene], Iterator[Scene]], store: Any, tmp_path: Path, soak: bool
 ) -> None:
@@ -547,7 +555,7 @@ def test_after_power_loss_the_last_save_of_both_kinds_is_there_or_the_one_in_fli
         for played in play(scene):
             played.close()
         (place := Path(below) / "image").mkdir()
-        check_images(scene.disk.log, 5000 if soak else 150, 1, place, scene.where, pool)
+        check_images(scene.disk.log, 5000 if soak else 30, 1, place, scene.where, pool)
 
 
 def test_a_value_that_was_saved_is_evicted_without_another_write(

@@ -1,7 +1,7 @@
 """The target of the fuzzers over all families, and a process that runs it until it is through, or dies.
 
-``python -m tests.codec.family_fuzz SEED FIRST LAST [PROGRESS]``: each case depends on its seed and number alone,
-so that one that killed the process is run again by itself.
+``python -m tests.codec.family_fuzz SEED FIRST LAST [PROGRESS]``: each case depends on its seed and number
+alone, so that one that killed the process is run again by itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ADDRESS_SPACE = 3 << 30
 PATIENCE = 60
 
 
-class Excess(Exception):
+class ExcessError(Exception):
     """A decode has taken more memory than its blob accounts for."""
 
 
@@ -74,7 +74,7 @@ def bounded(nbytes: int) -> Iterator[None]:
     yield
     grown = _peak() - before
     if grown > SLACK + FACTOR * nbytes:
-        raise Excess(f"{grown} bytes were taken for a blob of {nbytes}")
+        raise ExcessError(f"{grown} bytes were taken for a blob of {nbytes}")
 
 
 def _peak() -> int:

@@ -83,11 +83,12 @@ def _torch() -> Values:
     base = torch.arange(600.0)
     learned = torch.nn.Parameter(torch.ones(9, 9))
     learned.grad = torch.zeros(9, 9)
+    channels_last = torch.ones(2, 3, 8, 8).to(memory_format=torch.channels_last)
     types = [getattr(torch, name) for name in ("bool", "uint8", "bfloat16", "int64", "complex64")]
     return {
         "state": state,
         "shared": [base, base[5:90], base.reshape(20, 30).T, base[::7], base.numpy()],
-        "expanded": [torch.ones(3).expand(5, 3), torch.ones(2, 3, 8, 8).to(memory_format=torch.channels_last)],
+        "expanded": [torch.ones(3).expand(5, 3), channels_last],
         "learned": [learned, torch.tensor([1 + 2j]).conj(), torch.tensor(3.5)],
         "types": [torch.ones(300).to(dtype) for dtype in types],
         "names": [torch.Size([1, 2]), torch.int8, torch.device("cpu")],
@@ -140,7 +141,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif type(value) is np.ndarray and value.dtype == object and value.size < FEW:
         yield from value.ravel().tolist()[:20]
     elif isinstance(value, (type_samples.Record, type_samples.OwnThing)):
-        yield value.data
+        yield from vars(value).values()  # it may have lost a field
 
 
 def _works(value: Any) -> Iterator[Callable[[], Any]]:
@@ -208,7 +209,7 @@ def _uses_of_polars(value: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: value.to_list()
     yield lambda: value.rows()
     yield lambda: value.n_unique()
-    yield lambda: value.reverse().sort()
+    yield lambda: value.sort()
     yield lambda: value.gather_every(2)
     yield lambda: value.rechunk()
 
@@ -227,7 +228,7 @@ def _uses_of_sparse(value: Any) -> Iterator[Callable[[], Any]]:
 def _uses_of_xarray(value: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: value.equals(value)
     yield lambda: value.sum()
-    yield lambda: value.isel({name: -1 for name in value.dims})
+    yield lambda: value.isel(dict.fromkeys(value.dims, -1))
     yield lambda: value.to_dataframe()
     yield lambda: value.copy(deep=True)
 

@@ -24,8 +24,8 @@ class Taken:
 _EDGES = [0, 1, -1, 2, 3, 7, 8, 63, 64, 65, 127, 128, 255, 256, 300, 4096, 65536]
 _EDGES += [(1 << power) + plus for power in (31, 32, 40, 62, 63) for plus in (-1, 0)]
 _EDGES += [-(1 << power) for power in (31, 32, 40, 62, 63)]
-_TAGS = sorted({v for k, v in vars(tags).items() if k.isupper() and type(v) is int and v < 64})
-_TEXTS = ["", "x", "<f8", "|O8", "<U3", "|b1", "<M8[ns]", "<m8[s]", "|V0", "UTC", "../../etc", "ml:int4", "é\0"]
+TAGS = sorted({v for k, v in vars(tags).items() if k.isupper() and type(v) is int and v < 64})
+_TEXTS = ["", "x", "é\0", "<f8", "|O8", "<U3", "|b1", "<M8[ns]", "<m8[s]", "|V0", "ml:int4", "UTC", "../etc"]
 _LEAVES = [None, True, False, 0.0, float("nan"), float("inf"), 1e300, b"", b"\xff" * 8]
 
 Nodes = list[tuple[Any, Any]]
@@ -104,7 +104,7 @@ def _random_node(rng: random.Random, depth: int) -> Any:
         return _leaf(rng)
     parts = [_random_node(rng, depth - 1) for _ in range(rng.randrange(6))]
     if rng.random() < 0.7:
-        return [rng.choice(_TAGS), *parts]
+        return [rng.choice(TAGS), *parts]
     return parts if rng.random() < 0.7 else {str(index): part for index, part in enumerate(parts)}
 
 
@@ -159,9 +159,9 @@ def _changed(rng: random.Random, node: Any, places: Nodes) -> Any:
         holder, key = rng.choice(places)
         return holder[key]
     if roll < 0.3:
-        return [node] if rng.random() < 0.5 else [rng.choice(_TAGS), node]
+        return [node] if rng.random() < 0.5 else [rng.choice(TAGS), node]
     if type(node) is int:
-        return rng.choice([rng.choice(_EDGES), node + rng.choice((-1, 1)), 2 * node, rng.choice(_TAGS)])
+        return rng.choice([rng.choice(_EDGES), node + rng.choice((-1, 1)), 2 * node, rng.choice(TAGS)])
     if isinstance(node, bytes):
         return _bytes(rng, node)
     if isinstance(node, str):

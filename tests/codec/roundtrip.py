@@ -11,6 +11,12 @@ import numpy as np
 from fbcache.codec import Frames, MsgpackCodec
 
 CODEC = MsgpackCodec()
+HAS_STRINGS = hasattr(np.dtypes, "StringDType")  # since numpy 2
+
+
+def texts_of_any_length(items: list[str], **options: Any) -> Any:
+    """An array of numpy's texts of any length; of objects where there are none."""
+    return np.array(items, np.dtypes.StringDType(**options) if HAS_STRINGS else object)
 
 
 def through(value: Any, *, writable: bool = False, allow_pickle: bool = False) -> Any:

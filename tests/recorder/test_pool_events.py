@@ -211,6 +211,7 @@ def test_a_failed_write_is_an_error_with_its_entry(faulty, sink):
     assert pool.stats().errors == 1
 
 
+@pytest.mark.files
 def test_a_failed_load_is_an_error_with_its_key(pool, sink, blob_files):
     fb = pool.put("a", value())
     pool.evict()

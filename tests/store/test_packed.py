@@ -162,6 +162,21 @@ def test_a_blob_that_is_deleted_while_it_is_read_is_never_another(
         read(store, key)
 
 
+def test_a_blob_that_is_written_again_while_it_is_read_is_the_new_one(
+    store: PackedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = write(store, 10, 1)
+    real = store._segments.read
+
+    def write_first(*args: Any, **kwargs: Any) -> Frames:
+        monkeypatch.setattr(store._segments, "read", real)
+        store.write(key, blob(20, 2))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(store._segments, "read", write_first)
+    assert same(read(store, key), blob(20, 2))
+
+
 def test_a_segment_is_a_sixteenth_of_the_limit_at_most() -> None:
     assert _segment_for(StoreLimits()) == SEGMENT
     assert _segment_for(StoreLimits(max_disk=1 << 40)) == SEGMENT

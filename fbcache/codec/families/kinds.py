@@ -101,16 +101,16 @@ class Library:
 LIBRARIES: Final[dict[str, Library]] = {
     "pandas": Library(
         ("pandas_frames", "pandas_indexes", "pandas_arrays", "pandas_texts", "pandas_scalars"),
-        (2, 1),
+        (2, 2),
         "pandas",
     ),
-    "pyarrow": Library(("arrow",), (14, 0, 1), "pyarrow"),
-    "polars": Library(("polars_frames",), (1, 9), "polars"),
-    "scipy": Library(("sparse",), (1, 13), "scipy"),
-    "xarray": Library(("xarrays",), (2024, 1), "xarray"),
+    "pyarrow": Library(("arrow",), (19,), "pyarrow"),
+    "polars": Library(("polars_frames",), (1, 32), "polars"),
+    "scipy": Library(("sparse",), (1, 15), "scipy"),
+    "xarray": Library(("xarrays",), (2024, 10), "xarray"),
     "torch": Library(("torch_tensors",), (2, 13), "torch"),
     "PIL": Library(("images",), (10,), "pillow"),
-    "sklearn": Library(("sklearn_trees",), (1, 3), "scikit-learn"),
+    "sklearn": Library(("sklearn_trees",), (1, 4), "scikit-learn"),
     "ml_dtypes": Library(("ml_scalars",), (0, 4), "ml_dtypes"),
 }
 

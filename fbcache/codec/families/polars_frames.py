@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fbcache.codec.encoder import Encoder
 
 _HEADER: Final = 64  # bytes of a frame or a series, beside its buffers
-_NUL: Final = "\\x00"  # in a field's name; polars aborts the process when it gives that to Arrow
+_NUL: Final = "\\x00"  # in a field's name
 _ASCENDING: Final = "SORTED_ASC"
 _DESCENDING: Final = "SORTED_DESC"
 
@@ -43,7 +43,7 @@ def _encode_series(encoder: Encoder, series: pl.Series) -> Node:
 
 
 def _encode_columns(encoder: Encoder, columns: list[pl.Series]) -> Node:
-    if find_spec("pyarrow") is None or any(_NUL in repr(column.dtype) for column in columns):
+    if find_spec("pyarrow") is None or any(_aborts(column.dtype) for column in columns):
         return NotImplemented
     import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -57,6 +57,8 @@ def _encode_columns(encoder: Encoder, columns: list[pl.Series]) -> Node:
         if pl.DataFrame(pl.from_arrow(pa.table(empty))).schema != empty.schema:
             return NotImplemented
         tables = [[pa.table(chunk.to_frame()) for chunk in column.get_chunks()] for column in named]
+        for table in (table for chunks in tables for table in chunks):
+            table.validate()  # polars before 1.43 hands over slices of structs in pieces too short
     except (pa.ArrowException, pl.exceptions.PolarsError, PanicException):
         return NotImplemented
     schema = arrow_schemas.dump(pa.schema([first.schema.field(0) for first, *_ in tables]))
@@ -65,6 +67,12 @@ def _encode_columns(encoder: Encoder, columns: list[pl.Series]) -> Node:
     node, write = arrow_schemas.encode(encoder, schema), ArrayWriter(encoder).node
     nodes = [[write(part) for table in chunks for part in table.column(0).chunks] for chunks in tables]
     return [node, [column.name for column in columns], nodes, [_order(column) for column in columns]]
+
+
+def _aborts(dtype: pl.DataType) -> bool:
+    """Whether polars ends the process when it gives this to Arrow; before 1.40 it does so for objects."""
+    words = repr(dtype)
+    return _NUL in words or "Object" in words
 
 
 def _order(series: pl.Series) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+VERSION = tuple(int(part) for part in pl.__version__.split(".")[:2])
+
 
 def series() -> dict[str, Any]:
     """A series of each dtype that travels."""
@@ -59,7 +61,7 @@ def frames() -> dict[str, Any]:
         "wide": pl.DataFrame(columns),
         "empty frame": pl.DataFrame(schema={"a": pl.Int8, "b": pl.Categorical}),
         "nothing": pl.DataFrame(),
-        "rows without columns": pl.DataFrame(height=5),
+        **({"rows without columns": pl.DataFrame(height=5)} if VERSION >= (1, 40) else {}),
         "chunked frame": pl.concat([pl.DataFrame({"a": [1], "b": ["x"]})] * 3, rechunk=False),
         "numbers": pl.DataFrame({"x": range(50_000), "y": [i / 3 for i in range(50_000)]}),
         "texts": pl.DataFrame({"s": [f"text number {i}" for i in range(20_000)]}),

@@ -25,7 +25,7 @@ from fbcache.codec.families import polars_frames  # noqa: E402
 from fbcache.errors import CorruptBlobError, PickleRefusedError, UnsupportedTypeError  # noqa: E402
 from fbcache.sizeof import sizeof  # noqa: E402
 from tests.codec.families.damage import damaged  # noqa: E402
-from tests.codec.families.polars_cases import frames, same, series  # noqa: E402
+from tests.codec.families.polars_cases import VERSION, frames, same, series  # noqa: E402
 from tests.codec.roundtrip import CODEC, through  # noqa: E402
 
 OURS = (CorruptBlobError, PickleRefusedError, UnsupportedTypeError)
@@ -50,7 +50,7 @@ def test_any_frame_comes_back(data: Any) -> None:
     frame = data.draw(dataframes(max_cols=4, max_size=8, allowed_dtypes=DTYPES))
     assert same(through(frame), frame)
     part = frame[len(frame) // 3 :]
-    assert same(through(part), part)
+    assert same(through(part, allow_pickle=VERSION < (1, 43)), part)  # older ones get slices of structs wrong
 
 
 _BULK = 4096  # bytes: bitmaps may be made anew
@@ -79,6 +79,8 @@ def test_columns_of_nulls_that_share_their_zeros_come_back(start: int) -> None:
     dtypes = {"small": pl.UInt16, "a": pl.Int64, "b": pl.Time, "c": pl.Float64, "flags": pl.Boolean}
     frame = pl.DataFrame([pl.Series(name, [None] * 600).cast(dtype) for name, dtype in dtypes.items()])
     numbers = [pa.table(frame.select(name)).column(0).chunk(0).buffers()[1] for name in ("small", "a", "b")]
+    if VERSION < (1, 43):
+        pytest.skip("this polars has several stretches of zeros")
     assert len({buffer.address for buffer in numbers}) == 1  # else this tests nothing
     for part in (frame[start:], frame[start : start + 3]):
         for allow_pickle in (False, True):
