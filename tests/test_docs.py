@@ -21,7 +21,7 @@ import fbcache
 from fbcache import errors
 from fbcache.codec import layout
 from fbcache.entry import _EDGES, State
-from fbcache.store import auto, records, segments
+from fbcache.store import auto, records, segment
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.rst", ROOT / "CHANGELOG.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -156,7 +156,7 @@ def test_the_layout_of_the_design_is_that_of_the_code() -> None:
     (record,) = blocks(ROOT / "docs" / "design.rst", "record")
     assert re.search(rf"^{records.HEAD_SIZE} +\.\.\. the body", record.astext(), re.MULTILINE)
     assert f"up to {auto.SMALL >> 10} KiB together" in text
-    assert f"files of {segments.SEGMENT >> 20} MiB" in text
+    assert f"files of {segment.SEGMENT >> 20} MiB" in text
 
 
 def public_errors() -> Iterator[str]:

@@ -24,7 +24,13 @@ from fbcache.checkpoint.progress import Meter, Progress
 from fbcache.checkpoint.saver import Checkpoint
 from fbcache.codec.frames import Frames
 from fbcache.entry import MISSING, Entry, Token
-from fbcache.errors import CheckpointNotFoundError, NameTakenError, PickleRefusedError
+from fbcache.errors import (
+    CheckpointNotFoundError,
+    CorruptBlobError,
+    NameTakenError,
+    PickleRefusedError,
+    StorageError,
+)
 from fbcache.residency import Residency
 from fbcache.store.blobfile import BlobFile
 from fbcache.store.disk import Disk
@@ -279,10 +285,31 @@ def _copy(pool: Target, adoptees: Sequence[Adoptee]) -> None:
     residency = pool.residency
     while (waiter := residency.run(residency.dying, [adoptee.token.key for adoptee in adoptees])) is not None:
         waiter.run()
-    for adoptee in adoptees:
-        token, loan = adoptee.token, adoptee.loan
-        if loan is not None and token.key not in residency.known:
-            token.nbytes = pool.store.write(token.key, _frames(loan, token.key))
+    copied: list[UUID] = []
+    try:
+        for adoptee in adoptees:
+            token, loan = adoptee.token, adoptee.loan
+            if loan is None or token.key in residency.known:
+                continue
+            try:
+                frames = _frames(loan, token.key)
+            except CorruptBlobError:  # whoever loads it will hear that it is not there
+                continue
+            token.nbytes = pool.store.write(token.key, frames)
+            copied.append(token.key)
+    except BaseException:
+        _discard(pool, copied)
+        raise
+
+
+def _discard(pool: Target, copied: Iterable[UUID]) -> None:
+    """Take copies back that became no entry's; those of another restore stay."""
+    for key in copied:
+        if key not in pool.residency.known:
+            try:
+                pool.store.delete(key)
+            except StorageError:  # what the restore came to is what the caller hears of
+                pass
 
 
 def _frames(loan: Loan, key: UUID) -> Frames:

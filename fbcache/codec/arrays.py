@@ -246,6 +246,8 @@ def _decode_masked(decoder: Decoder, node: list[Node], depth: int) -> np.ma.Mask
     data, mask, fill_value = decoder.items(parts, depth)
     for part in (data, *(part for part in (mask, fill_value) if part is not None)):
         expect(part, np.ndarray)
+    if mask is not None and mask.shape != data.shape:  # numpy.ma has an error of its own for that
+        raise ValueError("a mask does not match its data")
     array: np.ma.MaskedArray[Any, Any] = np.ma.MaskedArray(
         data, np.ma.nomask if mask is None else mask, hard_mask=expect(hard, bool)
     )

@@ -5,9 +5,9 @@ Guarantee: both halves keep to one set of limits, and what one of them promises 
 Where the line is
 -----------------
 A packed blob is copied when it is read and when a checkpoint takes it; one in a file can be mapped and
-linked. A file's cost is that of its name: making, opening and removing it. Below the size from which files are
-mapped packing is faster at every size that was measured, two to eleven times (benchmarks/RESULTS.rst), so ``SMALL``
-is a little less than that.
+linked. A file's cost is that of its name: making, opening and removing it. Below the size from which files
+are mapped, packing is faster at every size that was measured, two to eleven times (benchmarks/RESULTS.rst).
+So ``SMALL`` is a little less than that.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from fbcache.store.disk import DISK, Disk
 from fbcache.store.ledger import Ledger
 from fbcache.store.protocol import StoreLimits
 from fbcache.store.room import Room
-from fbcache.store.segments import SEGMENT, Segments
+from fbcache.store.segment import SEGMENT
+from fbcache.store.segments import Segments
 
 _NO_LIMITS = StoreLimits()
 

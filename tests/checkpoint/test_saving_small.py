@@ -504,7 +504,7 @@ class SmallScene(Scene):
 
     def put(self, pool: FBPool, **numbers: int) -> None:
         for name, number in numbers.items():
-            size = 7000 if name.startswith("big") else 30
+            size = 16_000 if name.startswith("big") else 30
             self.handles.append(pool.put(name, np.arange(size) * 1000 + number))
 
 

@@ -71,10 +71,12 @@ def bounded(nbytes: int) -> Iterator[None]:
     """See that the block takes no memory, at its peak, that so many bytes do not account for."""
     Path("/proc/self/clear_refs").write_bytes(b"5")  # the peak is now what there is
     before = _peak()
-    yield
-    grown = _peak() - before
-    if grown > SLACK + FACTOR * nbytes:
-        raise ExcessError(f"{grown} bytes were taken for a blob of {nbytes}")
+    try:
+        yield
+    finally:
+        grown = _peak() - before
+        if grown > SLACK + FACTOR * nbytes:
+            raise ExcessError(f"{grown} bytes were taken for a blob of {nbytes}")
 
 
 def _peak() -> int:

@@ -64,12 +64,18 @@ def fields(**changes: Any) -> list[Any]:
     return [tags.ARRAY, described, [1], bytes(16), False]
 
 
+def array(length: int, dtype: str = "<f8") -> list[Any]:
+    return [tags.ARRAY, dtype, [length], bytes(length * np.dtype(dtype).itemsize), False]
+
+
 FOUND = {
     "strides whose sum overflows": [tags.VIEW, "<f8", [85], 0, 40, [-(1 << 62)]],
     "strides that cancel each other": [tags.VIEW, "<f8", [3, 3], 0, 0, [1 << 62, -(1 << 62)]],
     "strides that lead below": [tags.VIEW, "<f8", [2], 0, 0, [-8]],
     "strides that lead above": [tags.VIEW, "<f8", [75], 0, 16, [8]],
     "strides that are no numbers": [tags.VIEW, "<f8", [2], 0, 0, [8.0]],
+    "a mask that is too long": [tags.MASKED, [array(2), array(3, "|b1"), None], False],
+    "a mask of another shape": [tags.MASKED, [array(2), array(1, "|b1"), None], False],
     "a field whose end overflows": fields(offsets=[(1 << 31) - 1, 8]),
     "a field beyond its element": fields(offsets=[9, 8]),
     "a field before its element": fields(offsets=[-1, 8]),
@@ -79,12 +85,13 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_numpy_would_read_beyond_its_memory_is_refused(name: str) -> None:
-    """What the fuzzers have found, and its like: numpy's own checks overflow."""
+def test_what_numpy_does_not_see_is_refused(name: str) -> None:
+    """What the fuzzers have found, and its like: sums that overflow in numpy, and errors of its own."""
     buffers = [bytes(600)]
     views = [[tags.VIEW, "<f8", [74], 0, 8, [8]], [tags.VIEW, "<f8", [75], 0, 592, [-8]]]
-    good = [tags.LIST, [fields(), *views]]
-    assert len(CODEC.decode(Frames("msgpack", msgpack.packb(good), buffers), **READING)) == 3
+    masked = [tags.MASKED, [array(2), array(2, "|b1"), None], False]
+    good = [tags.LIST, [fields(), *views, masked]]
+    assert len(CODEC.decode(Frames("msgpack", msgpack.packb(good), buffers), **READING)) == 4
     with pytest.raises(CorruptBlobError):
         CODEC.decode(Frames("msgpack", msgpack.packb([tags.LIST, [FOUND[name]]]), buffers), **READING)
 

@@ -34,7 +34,7 @@ from fbcache import (
 )
 from fbcache.codec import MsgpackCodec
 from fbcache.entry import Entry
-from fbcache.store.auto import AutoStore
+from fbcache.store.auto import SMALL, AutoStore
 from fbcache.store.packed import PackedStore
 from fbcache.store.protocol import StoreLimits
 from tests.conftest import GatedDisk, MakePool, Running, Sleepers, _Pools
@@ -284,11 +284,11 @@ class Long:
         return 50
 
     def __reduce__(self) -> Any:
-        return _long, (self.number, b"x" * 100_000)
+        return _long, (self.number, b"x" * (2 * SMALL))
 
 
 def _long(number: int, padding: bytes) -> Long:
-    assert len(padding) == 100_000
+    assert len(padding) == 2 * SMALL
     return Long(number)
 
 

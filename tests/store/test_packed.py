@@ -20,7 +20,7 @@ from fbcache.store import mapping
 from fbcache.store.ledger import Ledger
 from fbcache.store.packed import PackedStore, _segment_for
 from fbcache.store.protocol import BlobStore, FileBacked, Packing, StoreLimits
-from fbcache.store.segments import SEGMENT
+from fbcache.store.segment import SEGMENT
 from fbcache.testing import StoreTests
 from tests.blobs import files_below, same
 from tests.faults import FaultyDisk, oserror

@@ -104,7 +104,7 @@ LIBRARIES: Final[dict[str, Library]] = {
         (2, 2),
         "pandas",
     ),
-    "pyarrow": Library(("arrow",), (19,), "pyarrow"),
+    "pyarrow": Library(("arrow",), (21,), "pyarrow"),
     "polars": Library(("polars_frames",), (1, 32), "polars"),
     "scipy": Library(("sparse",), (1, 15), "scipy"),
     "xarray": Library(("xarrays",), (2024, 10), "xarray"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pa = pytest.importorskip("pyarrow", "19")
+pa = pytest.importorskip("pyarrow", "21")
 
 from fbcache import FBPool  # noqa: E402
 from tests.codec.families.arrow_cases import arrays, same, tables  # noqa: E402

@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
-pa = pytest.importorskip("pyarrow", "19")
+pa = pytest.importorskip("pyarrow", "21")
 pl = pytest.importorskip("polars", "1.32")
 
 from hypothesis import given, settings  # noqa: E402
@@ -48,9 +48,11 @@ def test_values_of_every_dtype_come_back(name: str, writable: bool) -> None:
 @given(data=st.data())
 def test_any_frame_comes_back(data: Any) -> None:
     frame = data.draw(dataframes(max_cols=4, max_size=8, allowed_dtypes=DTYPES))
-    assert same(through(frame), frame)
-    part = frame[len(frame) // 3 :]
-    assert same(through(part, allow_pickle=VERSION < (1, 43)), part)  # older ones get slices of structs wrong
+    for part in (frame, frame[len(frame) // 3 :]):
+        if VERSION >= (1, 43):
+            assert same(through(part), part)
+        else:  # which tells Arrow wrong lengths of structs: such go by pickle, which joins chunks
+            assert through(part, allow_pickle=True).equals(part)
 
 
 _BULK = 4096  # bytes: bitmaps may be made anew
