@@ -250,6 +250,7 @@ def test_a_handle_whose_blob_is_damaged_says_so_and_can_be_dropped(make_pool: Ma
     assert pool.stats().disk_bytes == 0
 
 
+@pytest.mark.files
 def test_a_blob_that_is_mended_can_be_read_again(make_pool: MakePool) -> None:
     pool = make_pool(BUDGET)
     _, file = spilled(pool, content(1, LARGE))
@@ -260,6 +261,7 @@ def test_a_blob_that_is_mended_can_be_read_again(make_pool: MakePool) -> None:
     assert (pool["x"] == 1).all()
 
 
+@pytest.mark.files
 def test_many_readers_of_a_damaged_blob_all_hear_of_it(
     make_pool: MakePool, spawn: Callable[..., Any]
 ) -> None:
@@ -299,6 +301,7 @@ def test_with_verify_always_a_flipped_byte_anywhere_is_told(make_pool: MakePool,
     pool.validate()
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("mmap", [True, False], ids=["map", "read"])
 @pytest.mark.parametrize("access", ["get", "get_mut"])
 def test_with_verify_always_a_flipped_byte_in_a_large_blob_is_told(

@@ -102,6 +102,7 @@ def test_invariant_1_the_blob_is_there_until_its_value_is_in_memory(
 # -------------------------------------------------------- invariant 2: blobs never change
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("mmap", [True, False])
 def test_invariant_2_no_visible_blob_ever_changes(
     make_pool: MakePool, blob_files: BlobFiles, mmap: bool
