@@ -16,11 +16,16 @@ from fbcache import FBPool
 GIB = 1 << 30
 
 
-@pytest.fixture(autouse=True)
-def warm_memory() -> None:
-    """Touch memory first: what lay free for a while is slower to get on virtual machines."""
+def touch_memory() -> None:
+    """Touch memory: what lay free for a while is slower to get on virtual machines."""
     blocks = [np.ones(GIB // 8, np.uint8) for _ in range(40)]
     del blocks
+
+
+@pytest.fixture(autouse=True)
+def warm_memory() -> None:
+    """Touch memory before each benchmark."""
+    touch_memory()
 
 
 def dump(value: Any) -> list[Any]:
