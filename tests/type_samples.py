@@ -160,7 +160,7 @@ def _attrs() -> list[Sample]:
     Plot = attrs.make_class("Plot", fields)  # noqa: N806
     globals()["PickledPlot"] = attrs.make_class("PickledPlot", fields)
     PickledPlot.__module__ = __name__  # noqa: F821
-    register(Plot, name="tests.Plot")
+    register(Plot, name="samples.Plot")
     writes = _record_writes()
     return [
         Sample("class of attrs, registered", lambda: [Plot(numbers())], writes),
@@ -174,7 +174,7 @@ def _pydantic() -> list[Sample]:
     Model = pydantic.create_model("Model", **options)  # noqa: N806
     PickledModel = pydantic.create_model("PickledModel", __module__=__name__, **options)  # noqa: N806
     globals()["PickledModel"] = PickledModel
-    register(Model, name="tests.Model")
+    register(Model, name="samples.Model")
     writes = _record_writes()
     return [
         Sample("model of pydantic, registered", lambda: [Model(data=numbers())], writes),
