@@ -283,7 +283,7 @@ def peer(who: str, tmp_path: Path) -> Iterator[Peer]:
     if isinstance(found, Fbcache):
         found.pool.close()
     else:
-        found.path.unlink()
+        found.path.unlink(missing_ok=True)  # it is not there if the library is not
 
 
 def report(benchmark: Benchmark, value: Value) -> None:
