@@ -154,7 +154,7 @@ class Spiller:
                 self._write_batch(self._batching, apart)
             else:
                 while apart:
-                    self._write_one(*apart.pop(0))
+                    self._write_one(apart)
         finally:  # an error that somebody keeps has this frame above its own
             together.clear()
             apart.clear()
@@ -179,9 +179,11 @@ class Spiller:
                 self._pack([one])
         else:
             found = zip(together, slots, sizes, strict=True)
-            self._decisions.written([Written(o, nbytes, f.nbytes, slot) for (o, f), slot, nbytes in found])
+            outcomes = [Written(o, nbytes, f.nbytes, slot) for (o, f), slot, nbytes in found]
+            together.clear()  # whoever waits for the outcome is not to find the values in memory still
+            self._decisions.written(outcomes)
 
-    def _write_batch(self, store: Batching, apart: Sequence[tuple[WriteOrder, Frames]]) -> None:
+    def _write_batch(self, store: Batching, apart: list[tuple[WriteOrder, Frames]]) -> None:
         items = [(self._decisions.key_of(order), frames) for order, frames in apart]
         done = []
         for (order, frames), outcome in zip(apart, store.write_many(items), strict=True):
@@ -189,15 +191,21 @@ class Spiller:
                 done.append(Written(order, outcome, frames.nbytes))
             else:
                 self._decisions.write_failed(order, outcome, hopeless=False)
+        items.clear()
+        apart.clear()
+        del frames
         self._decisions.written(done)
 
-    def _write_one(self, order: WriteOrder, frames: Frames) -> None:
+    def _write_one(self, apart: list[tuple[WriteOrder, Frames]]) -> None:
+        order, frames = apart.pop(0)
         try:
             disk_bytes = self._store.write(self._decisions.key_of(order), frames)
         except BaseException as error:
             self._decisions.write_failed(order, error, hopeless=False)
         else:
-            self._decisions.written([Written(order, disk_bytes, frames.nbytes)])
+            outcome = Written(order, disk_bytes, frames.nbytes)
+            del frames
+            self._decisions.written([outcome])
 
     def load(self, order: LoadOrder) -> None:
         """Load one entry.
