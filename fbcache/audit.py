@@ -70,6 +70,8 @@ def _check_entry(residency: Residency, entry: Entry) -> None:
         raise InternalError(f"{entry!r} is free, and waited for")
     if not (entry.owned or entry.held or entry.waiters) and entry not in residency.lost_handles:
         raise InternalError(f"{entry!r} belongs to nobody")
+    if entry.requests is not None and not _will_be_answered(residency, entry):
+        raise InternalError(f"{entry!r} is to be written, and would never be")
     if _homeless(entry):
         raise InternalError(f"{entry!r} is in memory and would never be evicted")
     if entry.order is not None and entry.state not in IN_MEMORY:
@@ -88,6 +90,12 @@ def _check_chains(residency: Residency) -> set[Entry]:
     if any(e.state is not State.CLEAN for e in residency.clean):
         raise InternalError("an entry that is not clean is in line to be dropped")
     return ordered
+
+
+def _will_be_answered(residency: Residency, entry: Entry) -> bool:
+    if entry.state is State.RESIDENT and entry.writer is None:
+        return entry.order is residency.queued
+    return entry.token is None
 
 
 def _homeless(entry: Entry) -> bool:

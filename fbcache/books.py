@@ -185,6 +185,7 @@ class Books:
         if entry.held or entry.waiters is not None:
             if entry.order is not None:  # the last guard's exit looks closer where there is none
                 entry.order.remove(entry)
+            self._answer(entry, None)  # nobody needs the blob any more
             return
         self.drop(entry)
 

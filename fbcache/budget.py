@@ -227,6 +227,8 @@ class Budget(Books):
     def resume(self) -> None:
         """Have the workers look again for what is to be done; a call too many does no harm."""
         super().resume()
+        for entry in list(self.entries):
+            self.attend(entry)
         if self._to_write:
             self._workers.submit(self.write_job)
 
@@ -277,13 +279,28 @@ class Budget(Books):
 
     def request_write(self, entry: Entry, answer: Answer | Future[None]) -> None:
         """Have the entry's blob written soon; ``answer`` is given when it is, or could not be."""
-        if entry.token is not None or entry.state is State.DROPPED:
+        if entry.state is State.DROPPED:
             self._answers.append((answer, None))
             return
         if entry.requests is None:
             entry.requests = []
         entry.requests.append(answer)
-        if entry.state is State.RESIDENT and entry.writer is None:
+        self.attend(entry)
+
+    def request_eviction(self, entry: Entry, answer: Answer) -> bool:
+        """Have the blob written of a value that can then leave memory; whether it is one."""
+        if entry.held or entry.state in (State.SPILLED, State.LOADING):
+            return False
+        self.request_write(entry, answer)
+        return True
+
+    def attend(self, entry: Entry) -> None:
+        """Answer those who have asked for the entry's blob, or see that it is written as soon as it can be."""
+        if entry.requests is None:
+            return
+        if entry.token is not None:  # a rollback may have brought it back
+            self._answer(entry, None)
+        elif entry.state is State.RESIDENT and entry.writer is None:
             entry.stuck = False
             self._queue(entry, first=True)
 
@@ -339,18 +356,16 @@ class Budget(Books):
         entry.hand_over()
         if entry.held:
             self.pin(entry)
-            if entry.requests is not None and entry.writer is None and entry.state is State.RESIDENT:
-                self._queue(entry, first=True)  # asked for during a mutation; readers do not mind it
+            self.attend(entry)  # readers do not mind its being written
             return
         self.disown(entry)
         self.settle(entry)
 
     def settle(self, entry: Entry) -> None:
         """Find an unpinned entry its place, and come back to the budget."""
+        self.attend(entry)
         if entry.order is None and entry.state in (State.RESIDENT, State.CLEAN) and not entry.stuck:
-            if entry.requests is not None:
-                self._queue(entry, first=True)
-            elif entry.nbytes > self.budget:
+            if entry.nbytes > self.budget:
                 self._leave_soon(entry)
             else:
                 self.policy.add(entry)

@@ -160,6 +160,18 @@ class Captures(Budget):
                 want.source = entry
                 self.attend(entry)
 
+    def request_write_and_wait(self, entry: Entry, answer: Answer) -> None:
+        """Have the entry's blob written soon, for a caller that is about to wait for ``answer``.
+
+        Raises
+        ------
+        DeadlockError
+            This thread or task holds the entry for writing, so that waiting would never end.
+        """
+        if entry.token is None:
+            _refuse_to_wait(entry)
+        self.request_write(entry, answer)
+
     def release_capture(self, capture: Capture) -> None:
         """Give up what the capture has. A second call does nothing."""
         want = capture.want
@@ -193,7 +205,8 @@ class Captures(Budget):
             del self.lost_wants[0]
 
     def attend(self, entry: Entry) -> None:
-        """Give the entry's captures its blob, or have that written, if they wait for it."""
+        """Do so for the entry's captures, too."""
+        super().attend(entry)
         if entry.captures is None:
             return
         if entry.token is not None:
@@ -293,25 +306,10 @@ class Captures(Budget):
             # A write guard has it; its exit finds it a place.
         return None
 
-    def resume(self) -> None:
-        """Have the workers look again for what is to be done; a call too many does no harm."""
-        super().resume()
-        for entry in list(self.entries):
-            self.attend(entry)
-        if self.wanted:
-            self._workers.submit(self.write_job)
-
     def unpinned(self, entry: Entry) -> None:
         """Go on after the last guard has left, its bytes no longer counted as pinned."""
         super().unpinned(entry)
-        if entry.held:  # by those who waited; what was changed may be written while they read
-            self.attend(entry)
         self.disown(entry)  # what was given back may have been its captures' only
-
-    def settle(self, entry: Entry) -> None:
-        """Find an unpinned entry its place, and come back to the budget."""
-        self.attend(entry)
-        super().settle(entry)
 
 
 def _refuse_to_wait(entry: Entry) -> None:
@@ -326,6 +324,6 @@ def _refuse_to_wait(entry: Entry) -> None:
     waiting = [w.hold for w in entry.waiters or () if w.exclusive]
     if any(hold is not None and runs_on(hold.owner, loop) for hold in (writer, *waiting)):
         raise DeadlockError(
-            f"{entry!r} is held for writing, or waited for, by a task of this event loop, which saving "
-            "would block; save through asyncio.to_thread"
+            f"{entry!r} is held for writing, or waited for, by a task of this event loop, which waiting "
+            "for its blob would block; wait through asyncio.to_thread"
         )

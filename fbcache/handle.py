@@ -184,11 +184,13 @@ class Fb:
         ------
         StorageError, UnsupportedTypeError
             It could not be written; the value is still in memory.
+        DeadlockError
+            The caller holds the entry for writing.
         """
         residency = self._engine.residency
         residency.check_open()
         answer = Answer()
-        residency.run(residency.request_write, self._owned, answer)
+        residency.run(residency.request_write_and_wait, self._owned, answer)
         answer.wait()
         answer.raise_error()
 

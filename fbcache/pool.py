@@ -829,11 +829,10 @@ class FBPool:
         for entry in entries:
             if nbytes is not None and planned >= nbytes:
                 break
-            if entry.held or entry.state in (State.SPILLED, State.LOADING):
-                continue
-            planned += entry.nbytes
-            written.append((entry, Answer()))
-            residency.run(residency.request_write, *written[-1])
+            answer = Answer()
+            if residency.run(residency.request_eviction, entry, answer):
+                planned += entry.nbytes
+                written.append((entry, answer))
         freed = 0
         failed: BaseException | None = None
         for entry, answer in written:

@@ -468,6 +468,32 @@ def test_write_now_of_what_cannot_be_encoded_says_so(pool):
     pool.drain()
 
 
+def test_write_now_inside_ones_own_write_guard_is_a_deadlock_error(pool):
+    fb = pool.insert(array(1))
+    with fb.load_mut() as x:
+        with pytest.raises(DeadlockError, match="leave its guard first"):
+            fb.write_now()
+        x += 1
+    fb.write_now()
+    pool.validate()
+
+
+async def write_from_two_tasks(fb):
+    async with fb.load_mut():
+
+        async def other():
+            with pytest.raises(DeadlockError, match="to_thread"):
+                fb.write_now()
+            await asyncio.to_thread(lambda: None)
+
+        await asyncio.create_task(other())
+
+
+def test_write_now_that_would_block_the_loop_that_the_writer_needs_is_a_deadlock_error(pool):
+    asyncio.run(write_from_two_tasks(pool.insert(array(1))))
+    pool.validate()
+
+
 def test_write_now_waits_for_a_write_guard_and_writes_what_it_left(pool, spawn):
     fb = pool.put("a", array(1))
     with pool.get_mut("a") as value:

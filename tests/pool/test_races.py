@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fbcache import DeadlockError, DiskFullError, FBPool, PoolClosedError, State
+from fbcache import DeadlockError, DiskFullError, FBPool, PoolClosedError, ReadGuard, State, WriteGuard
 from tests.conftest import MakePool, Running, Sleepers
 
 ITEM = 8192
@@ -451,3 +451,43 @@ def test_changing_spilled_values_while_the_disk_is_full_is_bounded_and_says_so(
     with contextlib.suppress(DiskFullError):
         pool.drain()
     change(pool, 19, 0)
+
+
+# ------------------------------------------------------------- a write asked for amid a mutation
+
+
+@pytest.mark.parametrize("next_in_line", [None, "load", "load_mut"])
+def test_a_write_asked_for_amid_a_mutation_that_is_rolled_back_is_answered(
+    pool: FBPool, spawn: Spawn, sleepers: Sleepers, next_in_line: str | None
+) -> None:
+    """The former content is back with its blob: there is nothing to be written, and somebody waits."""
+    fb = pool.insert(array(1))
+    fb.write_now()
+    others: list[Running] = []
+    with contextlib.suppress(ZeroDivisionError), fb.load_mut(rollback=True) as value:
+        value[:] = 0
+        asked = fb.spawn_write_now()
+        if next_in_line is not None:
+            others.append(spawn(look, getattr(fb, next_in_line)()))
+            sleepers.next()
+        raise ZeroDivisionError
+    asked.result(timeout=30)
+    assert [other.result() for other in others] == [1] * len(others)
+    with fb.load() as found:
+        assert found[-1] == 1
+    pool.validate()
+
+
+def look(guard: ReadGuard | WriteGuard) -> float:
+    with guard as value:
+        return float(value[-1])
+
+
+def test_evict_passes_over_a_value_that_a_writer_has_taken_since_it_was_chosen(pool: FBPool) -> None:
+    """Waiting for that writer could take for ever; pinned values are passed over."""
+    pool.put("x", array(1))
+    residency = pool._engine.residency
+    [entry] = residency.run(residency.evictable, None)
+    with pool.get_mut("x"):
+        assert pool._evict([entry], None) == 0
+    pool.validate()
