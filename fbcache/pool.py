@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal
@@ -22,7 +22,8 @@ from fbcache import audit
 from fbcache.adoption import Adoptee
 from fbcache.checkpoint.persisting import persist
 from fbcache.checkpoint.progress import Meter, check_progress
-from fbcache.checkpoint.restoring import check_names, register, restore
+from fbcache.checkpoint.registering import register
+from fbcache.checkpoint.restoring import check_names, restore
 from fbcache.checkpoint.saver import Checkpoint, check_commit
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of, saving
 from fbcache.codec import MsgpackCodec
@@ -544,7 +545,8 @@ class FBPool:
         tracked : TrackedDirectory or path
             Where the blob is. It may be closed afterwards; the entry needs it no more.
         key : UUID
-            What ``persist`` returned.
+            What ``persist`` returned, or any key in ``tracked``. What checkpoints have packed there alone is
+            copied into the pool's own store.
         name : hashable, optional
             A name for the entry; without one it lives as long as a handle does.
         replace : bool
@@ -588,10 +590,10 @@ class FBPool:
             register(self._engine, directory, keys, MISSING, replace=False, allow_pickle=allow_pickle)
         )
 
-    def _own_all(self, adoptees: list[Adoptee]) -> list[Fb]:
+    def _own_all(self, adoptees: Sequence[Adoptee]) -> list[Fb]:
         return self._engine.residency.run(self._take_over, adoptees)
 
-    def _take_over(self, adoptees: list[Adoptee]) -> list[Fb]:
+    def _take_over(self, adoptees: Sequence[Adoptee]) -> list[Fb]:
         handles = []
         for adoptee in adoptees:
             entry = adoptee.entry
@@ -698,6 +700,9 @@ class FBPool:
     ) -> Checkpoint:
         """Bring the entries of a checkpoint into this pool, under their names. Nothing is loaded.
 
+        Large values are used where they lie, and stay there as long as they are needed. Small ones, which
+        a checkpoint packs together, are copied into the pool's own store.
+
         Parameters
         ----------
         tracked : TrackedDirectory or path
@@ -731,8 +736,8 @@ class FBPool:
             An entry was pickled; the message names it and its type.
         CorruptCheckpointError
             The manifest is damaged, or of a newer format.
-        StorageError
-            It could not be read.
+        StorageError, DiskFullError
+            It could not be read; or the pool's store could not take what is copied.
 
         After an error the pool is as it was. A blob that is damaged shows when its entry is loaded.
         """

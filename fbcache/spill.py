@@ -72,6 +72,16 @@ class LoadOrder:
         self.since = monotonic()
 
 
+class LostToken(Token):
+    """A blob that was found damaged, or gone, when it was to be copied into the store."""
+
+    __slots__ = ("damage",)
+
+    def __init__(self, key: UUID, nbytes: int, damage: CorruptBlobError) -> None:
+        super().__init__(key, nbytes)
+        self.damage = damage
+
+
 class Decisions(Protocol):
     """Who says what to do, and hears what came of it."""
 
@@ -247,6 +257,9 @@ class Spiller:
         """
         slot = token.slot
         if slot < 0:
+            if isinstance(token, LostToken):
+                damage = token.damage
+                raise CorruptBlobError(damage.reason, key=damage.key, path=damage.path)
             return self._store.read(token.key, writable=writable, verify=verify)
         assert self._packing is not None
         return self._packing.at(slot, writable=writable)

@@ -2,8 +2,9 @@
 
 Guarantees
 ----------
-- ``_present`` has exactly the keys whose blobs are whole under their names; ``_durable`` those of them that
-  survive a power loss.
+- ``_present`` has exactly the keys whose blobs are whole under their names, packs among them; ``_durable``
+  those of them that survive a power loss. ``_packs`` are those that are packs, ``_packed`` the contents that
+  a checkpoint has in one. What is in a pack that is not in ``_packs`` is not present.
 - A blob whose fsync failed is never synced again: it is copied into a new file first, with its
   checksums verified.
 - The files of one key are changed by one at a time.
@@ -20,12 +21,13 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TypeAlias
 from uuid import UUID
 
-from fbcache.checkpoint.manifest import Blob
+from fbcache.checkpoint.manifest import Blob, Pack
+from fbcache.checkpoint.packs import CODEC, frames_of
 from fbcache.checkpoint.places import Places
 from fbcache.checkpoint.rights import Rights
-from fbcache.codec.frames import Frames
+from fbcache.codec.frames import Buffer, Frames
 from fbcache.codec.layout import pack
-from fbcache.errors import CorruptBlobError
+from fbcache.errors import CorruptBlobError, StorageError
 from fbcache.store.blobfile import BlobFile
 from fbcache.store.disk import Disk
 from fbcache.store.syncing import FanOut, NotDurableError, make_durable, one_by_one
@@ -53,6 +55,8 @@ class BlobSet:
         self._lock = threading.Lock()
         self._changing: Rights[UUID] = Rights()
         self._present: dict[UUID, Blob | None] = {}
+        self._packs: set[UUID] = set()
+        self._packed: dict[UUID, Blob] = {}
         self._pins: set[UUID] = set()
         self._new_pins: set[UUID] = set()  # not durable yet
         self._durable: set[UUID] = set()
@@ -66,20 +70,29 @@ class BlobSet:
     # ------------------------------------------------------------------------------ keys
 
     def keys(self) -> list[UUID]:
-        """Return the keys present."""
+        """Return the keys of the contents present, packed ones included."""
         with self._lock:
-            return list(self._present)
+            packs = self._packs
+            keys = dict.fromkeys(key for key in self._present if key not in packs)
+            keys.update((key, None) for key, blob in self._packed.items() if _is_in(blob, packs))
+            return list(keys)
 
     def has(self, key: UUID) -> bool:
-        """Whether the blob of ``key`` is present: a dictionary look-up."""
-        return key in self._present
+        """Whether the content of ``key`` is present: a dictionary look-up."""
+        if key in self._present and key not in self._packs:
+            return True
+        return _is_in(self._packed.get(key), self._packs)
 
     def known(self, key: UUID) -> Blob | None:
-        """Return what is known of the blob of ``key``: a dictionary look-up. ``nbytes`` may be 0."""
-        return self._present.get(key)
+        """Return what is known of the content of ``key``: a dictionary look-up. ``nbytes`` may be 0."""
+        blob = self._present.get(key)
+        if blob is None:
+            blob = self._packed.get(key)
+            return blob if _is_in(blob, self._packs) else None
+        return blob
 
     def bring_in(self, key: UUID, fetch: Fetch) -> Blob:
-        """Have the blob of ``key`` here; nothing is done where it is present.
+        """Have the blob of ``key`` here in a file of its own; nothing is done where it is.
 
         Parameters
         ----------
@@ -117,6 +130,25 @@ class BlobSet:
         with self._lock:
             self._present[key] = blob
         return blob
+
+    def bring_in_pack(self, key: UUID, records: Buffer) -> Pack:
+        """Have a pack of these records here. Its key is the caller's, made for it.
+
+        Raises
+        ------
+        StorageError
+            It could not be written; nothing is left.
+        """
+        with self._lock:
+            self._packs.add(key)
+        try:
+            blob = self.bring_in(key, lambda blobs: blobs.write(key, frames_of(records)))
+        except BaseException:
+            with self._lock:
+                if key not in self._present:
+                    self._packs.discard(key)
+            raise
+        return Pack(key, blob.disk_bytes, blob.digest)
 
     def link(self, key: UUID, source: str) -> None:
         """Give the blob file ``source`` a place here; for ``fetch``."""
@@ -171,6 +203,13 @@ class BlobSet:
             raise storage_error("read", path, error, self.disk) from error
         return Blob(0, header.nbytes, header.codec, header.pickled, header.digest)
 
+    def _is_pack(self, key: UUID) -> bool:
+        """Whether the file of ``key``, of which no manifest tells, is a pack; not so if it cannot be read."""
+        try:
+            return self._describe(key).codec == CODEC
+        except (CorruptBlobError, StorageError):
+            return False
+
     def _pin(self, key: UUID) -> None:
         """Keep the blob of ``key``, whose right the caller has, until it is deleted."""
         if key in self._pins:
@@ -212,7 +251,7 @@ class BlobSet:
     def make_durable(
         self, keys: Iterable[UUID], fan_out: FanOut = one_by_one, pins: Collection[UUID] = ()
     ) -> None:
-        """Make the blobs of ``keys``, all present, durable under their names.
+        """Make the files of ``keys``, all present, durable under their names.
 
         Raises
         ------
@@ -256,3 +295,7 @@ class BlobSet:
                 raise storage_error("copy", path, error, self.disk) from error
             with self._lock:
                 self._renew.discard(key)
+
+
+def _is_in(blob: Blob | None, packs: set[UUID]) -> bool:
+    return blob is not None and blob.pack is not None and blob.pack.key in packs

@@ -8,23 +8,38 @@ offset     bytes    content, of N names; all integers are little-endian
 ========== ======== =======================================================================
 0          16 N     keys
 16 N       8 N      sizes of the values
-24 N       8 N      lengths of the files
+24 N       8 N      lengths of the files, or of the records in packs
 32 N       8 N      digests
 40 N       2 N      codecs, as places in their table
 42 N       4 N      notes on pickle, as places in their table; 0 for none, so that they count
                     from 1
-46 N                msgpack values one after the other, nothing nested in them: how many codecs,
-                    how many notes, the codecs (str), the notes (str), and the names (str, or
-                    bin for the tree of a name that is no text)
+46 N                texts, see below
 ========== ======== =======================================================================
+
+Texts are msgpack values one after the other, nothing nested in them: how many codecs, how many notes, the
+codecs (str), the notes (str), and the names (str, or bin for the tree of a name that is no text).
+
+In format 2, which has P packs, at least one, of which each holds something, there stands before the texts:
+
+============== ======== ===================================================================
+offset         bytes    content
+============== ======== ===================================================================
+46 N           4 N      packs, as places in their table, which count from 1; 0 for a file of
+                        its own
+50 N           8 N      offsets of the records in the packs' files; 0 for a file of its own
+58 N           4        P
+58 N + 4       32 P     keys of the packs (16 bytes), lengths and digests of their files (8 each)
+58 N + 4 + 32 P         texts
+============== ======== ===================================================================
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, overload
 from uuid import UUID
 
@@ -41,8 +56,30 @@ _Column: TypeAlias = NDArray[Any]
 MOST: Final = (1 << 63) - 1
 
 _COLUMNS: Final = ("<u8", "<u8", "<u8", "<u2", "<u4")  # all but the keys
-_ROW: Final = 16 + sum(np.dtype(column).itemsize for column in _COLUMNS)
+_PLACES: Final = ("<u4", "<u8")  # further ones of format 2
+_PACK: Final = struct.Struct("<16sQQ")
+_COUNT: Final = struct.Struct("<I")
+_AT_ONCE: Final = 4096  # rows of which numbers are made together, where all are gone through
 _MOST_CODECS: Final = (1 << 16) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A file of many small blobs, as records one after the other; see :mod:`.packs`.
+
+    Attributes
+    ----------
+    key : UUID
+        The file's own.
+    nbytes : int
+        Length of the file.
+    digest : int
+        The checksum of its header, as for a blob's file.
+    """
+
+    key: UUID
+    nbytes: int
+    digest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +91,16 @@ class Blob:
     nbytes : int
         The value's size in memory, as the pool counts it.
     disk_bytes : int
-        Length of the blob's file.
+        Length of the blob's file, or of its record in a pack.
     codec, pickled
         As in :class:`~fbcache.codec.frames.Frames`.
     digest : int
         The checksum of the blob's header (8 bytes at offset 16 of its file), which covers those
-        of all its buffers.
+        of all its buffers; or that of its record.
+    pack : Pack or None
+        The pack it is in; None where it has a file of its own.
+    offset : int
+        Of its record in the pack's file; 0 where it has a file of its own.
     """
 
     nbytes: int
@@ -67,6 +108,8 @@ class Blob:
     codec: str
     pickled: str | None
     digest: int
+    pack: Pack | None = None
+    offset: int = 0
 
 
 class Body(NamedTuple):
@@ -85,11 +128,26 @@ class Totals(NamedTuple):
     disk_bytes: int
 
 
+def files_of(keys: Sequence[UUID], blobs: Sequence[Blob]) -> frozenset[UUID]:
+    """Return the keys of the files that these blobs are in."""
+    if isinstance(blobs, _Blobs):
+        return frozenset(chain((keys[row] for row in blobs.apart()), (pack.key for pack in blobs.packs)))
+    rows = zip(keys, blobs, strict=True)
+    return frozenset(key if blob.pack is None else blob.pack.key for key, blob in rows)
+
+
+def packs_of(blobs: Sequence[Blob]) -> frozenset[Pack]:
+    """Return the packs that some of these blobs are in."""
+    if isinstance(blobs, _Blobs):
+        return frozenset(blobs.packs)
+    return frozenset(blob.pack for blob in blobs if blob.pack is not None)
+
+
 # ---------------------------------------------------------------------------------- writing
 
 
-def pack_body(body: Body, totals: Totals) -> list[bytes]:
-    """Return the pieces of a body.
+def pack_body(body: Body, totals: Totals) -> tuple[int, list[bytes]]:
+    """Return the format of a body, and its pieces.
 
     Raises
     ------
@@ -103,6 +161,7 @@ def pack_body(body: Body, totals: Totals) -> list[bytes]:
         raise ValueError(f"there are {len(names)} names, {len(keys)} keys and {len(blobs)} blobs")
     codecs = _places(blob.codec for blob in blobs)
     notes = _places(chain((None,), (blob.pickled for blob in blobs)))
+    packs = _places(chain((None,), (blob.pack for blob in blobs)))
     if len(codecs) > _MOST_CODECS:
         raise ValueError(f"there are {len(codecs)} codecs, where {_MOST_CODECS} may be")
     numbers: tuple[Iterable[int], ...] = (
@@ -111,15 +170,26 @@ def pack_body(body: Body, totals: Totals) -> list[bytes]:
         (blob.digest for blob in blobs),
         (codecs[blob.codec] for blob in blobs),
         (notes[blob.pickled] for blob in blobs),
+        (packs[blob.pack] for blob in blobs),
+        (blob.offset for blob in blobs),
     )
-    columns = [np.fromiter(*pair, len(blobs)) for pair in zip(numbers, _COLUMNS, strict=True)]
+    kinds = _COLUMNS + _PLACES
+    columns = [np.fromiter(*pair, len(blobs)) for pair in zip(numbers, kinds, strict=True)]
     _check_sums(columns, totals)
+    table = [pack for pack in packs if pack is not None]
+    _check_places(columns, [pack.nbytes for pack in table], [pack.key.bytes for pack in table])
     texts = chain((len(codecs), len(notes) - 1), codecs, islice(notes, 1, None), naming.encode_all(names))
-    return [
+    return 2 if table else 1, [
         b"".join(key.bytes for key in keys),
-        *(column.tobytes() for column in columns),
+        *(column.tobytes() for column in columns[: len(_COLUMNS) + (len(_PLACES) if table else 0)]),
+        _pack_table(table) if table else b"",
         b"".join(map(msgpack.Packer().pack, texts)),
     ]
+
+
+def _pack_table(packs: Sequence[Pack]) -> bytes:
+    rows = (_PACK.pack(pack.key.bytes, pack.nbytes, pack.digest) for pack in packs)
+    return b"".join((_COUNT.pack(len(packs)), *rows))
 
 
 def _places(texts: Iterable[T]) -> dict[T, int]:
@@ -130,8 +200,8 @@ def _places(texts: Iterable[T]) -> dict[T, int]:
 # ---------------------------------------------------------------------------------- reading
 
 
-def unpack_body(packed: memoryview, totals: Totals) -> Body:
-    """Read a body. Keys and blobs are made when they are asked for, of ``packed`` itself.
+def unpack_body(packed: memoryview, totals: Totals, written: int) -> Body:
+    """Read a body of the format ``written``. Keys and blobs are made when asked for, of ``packed`` itself.
 
     Raises
     ------
@@ -139,19 +209,57 @@ def unpack_body(packed: memoryview, totals: Totals) -> Body:
         It is not what was written.
     """
     count = totals.names
-    if count * _ROW > packed.nbytes:
+    kinds = _COLUMNS if written == 1 else _COLUMNS + _PLACES
+    if count * (16 + sum(np.dtype(kind).itemsize for kind in kinds)) > packed.nbytes:
         raise ValueError(f"it is too short for {count} names")
     columns, start = [], 16 * count
-    for column in _COLUMNS:
-        columns.append(np.ndarray((count,), column, packed, start))
+    for kind in kinds:
+        columns.append(np.ndarray((count,), kind, packed, start))
         start += columns[-1].nbytes
     _check_sums(columns, totals)
+    packs: list[Pack] = []
+    if written > 1:
+        packs, start = _read_table(packed, start, count)
+        _check_places(columns, [pack.nbytes for pack in packs], [pack.key.bytes for pack in packs])
     codecs, notes, names = _read_texts(packed[start:], count)
     _check_below(columns[3], len(codecs), "codecs")
     _check_below(columns[4], len(notes), "notes on pickle")
-    return Body(
-        names, _Rows(count, partial(_key, packed)), _Rows(count, partial(_blob, columns, codecs, notes))
-    )
+    keys = _Rows(count, partial(_key, packed))
+    return Body(names, keys, _Blobs(count, columns, codecs, notes, packs))
+
+
+def _read_table(packed: memoryview, start: int, count: int) -> tuple[list[Pack], int]:
+    """The packs, and where their table ends."""
+    if packed.nbytes - start < _COUNT.size:
+        raise ValueError("it ends before its packs")
+    (length,) = _COUNT.unpack_from(packed, start)
+    start += _COUNT.size
+    if not 0 < length <= count or length * _PACK.size > packed.nbytes - start:
+        raise ValueError(f"it has a table of {length} packs for {count} names")
+    end = start + length * _PACK.size
+    rows = _PACK.iter_unpack(packed[start:end])
+    return [Pack(UUID(bytes=key), nbytes, digest) for key, nbytes, digest in rows], end
+
+
+def _check_places(columns: Sequence[_Column], lengths: Sequence[int], keys: Sequence[bytes]) -> None:
+    """Hold the columns of places in packs against the packs' lengths and keys."""
+    if len(columns) == len(_COLUMNS):
+        return
+    lies_in, offsets = columns[len(_COLUMNS) :]
+    _check_below(lies_in, len(lengths) + 1, "packs")
+    _check_below(offsets, MOST + 1, "offsets")
+    if any(length > MOST for length in lengths):
+        raise ValueError("a pack is longer than a file can be")
+    if len(set(keys)) != len(keys):
+        raise ValueError("two of its packs have one key")
+    if np.unique(lies_in[lies_in > 0]).size != len(lengths):
+        raise ValueError("one of its packs holds nothing")
+    if (offsets[lies_in == 0] != 0).any():
+        raise ValueError("a blob with a file of its own has an offset")
+    # Neither is 2**63, so that their sum stays within 64 bits.
+    ends = np.array([MOST, *lengths], np.uint64)[lies_in]
+    if (offsets + columns[1] > ends).any():
+        raise ValueError("a record is to end beyond its pack")
 
 
 def _check_sums(columns: Sequence[_Column], totals: Totals) -> None:
@@ -205,11 +313,6 @@ def _key(body: memoryview, row: int) -> UUID:
     return UUID(bytes=bytes(body[16 * row : 16 * row + 16]))
 
 
-def _blob(columns: list[_Column], codecs: list[str], notes: list[str | None], row: int) -> Blob:
-    nbytes, disk_bytes, digest, codec, note = (column.item(row) for column in columns)
-    return Blob(nbytes, disk_bytes, codecs[codec], notes[note], digest)
-
-
 class _Rows(Sequence[T]):
     """A column, of which each item is made when it is asked for."""
 
@@ -232,3 +335,45 @@ class _Rows(Sequence[T]):
 
     def __iter__(self) -> Iterator[T]:
         return map(self._row, range(self._count))
+
+
+class _Blobs(_Rows[Blob]):
+    """The columns of blobs; each blob is made when it is asked for."""
+
+    __slots__ = ("_codecs", "_columns", "_notes", "packs")
+
+    def __init__(
+        self,
+        count: int,
+        columns: list[_Column],
+        codecs: list[str],
+        notes: list[str | None],
+        packs: list[Pack],
+    ) -> None:
+        super().__init__(count, self._blob)
+        self._columns = columns
+        self._codecs = codecs
+        self._notes = notes
+        self.packs = packs
+
+    def apart(self) -> Iterable[int]:
+        """Return the rows of blobs that have files of their own."""
+        if not self.packs:
+            return range(len(self))
+        rows: list[int] = np.flatnonzero(self._columns[5] == 0).tolist()
+        return rows
+
+    def __iter__(self) -> Iterator[Blob]:
+        codecs, notes, packs = self._codecs, self._notes, (None, *self.packs)
+        for at in range(0, len(self), _AT_ONCE):
+            part = [column[at : at + _AT_ONCE].tolist() for column in self._columns]
+            places = part[5:] or (repeat(0), repeat(0))
+            for nbytes, disk_bytes, digest, codec, note, pack, offset in zip(*part[:5], *places):  # noqa: B905
+                yield Blob(nbytes, disk_bytes, codecs[codec], notes[note], digest, packs[pack], offset)
+
+    def _blob(self, row: int) -> Blob:
+        nbytes, disk_bytes, digest, codec, note, *place = (column.item(row) for column in self._columns)
+        codec, note = self._codecs[codec], self._notes[note]
+        if not place or not place[0]:
+            return Blob(nbytes, disk_bytes, codec, note, digest)
+        return Blob(nbytes, disk_bytes, codec, note, digest, self.packs[place[0] - 1], place[1])

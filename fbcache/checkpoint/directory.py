@@ -5,8 +5,9 @@ Guarantees
 - All who use one real path in a process share one :class:`Directory`, and so one lock and one key set.
 - What the writer finds on opening is made durable before anything is removed, so that opening
   twice finds the same; then leftovers are swept.
-- A blob is removed only when no manifest, pin, reader, loan or save under way needs it. One that was spared
+- A file is removed only when no manifest, pin, reader, loan or save under way needs it. One that was spared
   for a save or a reader is looked at again whenever others are removed.
+- A content is present as long as it has a file of its own, or a manifest has it in a pack that is there.
 
 Locks
 -----
@@ -28,7 +29,7 @@ from uuid import UUID
 
 from fbcache.checkpoint.blobset import BlobSet, Fetch
 from fbcache.checkpoint.loans import Loans, reader_directories
-from fbcache.checkpoint.manifest import Blob, Manifest
+from fbcache.checkpoint.manifest import Blob, Manifest, places_in
 from fbcache.checkpoint.places import Places
 from fbcache.checkpoint.rights import Right, Rights
 from fbcache.checkpoint.scanning import Swept, sweep, versions_in
@@ -128,19 +129,22 @@ class Directory(BlobSet):
         needed = self._needed()
         contents, swept = sweep(self.disk, self.places, needed, self._changing)
         swept.kept = tuple(self.places.manifest(version) for version in sorted(self._unreadable))
-        known = {
-            key: blob
-            for manifest in self._manifests.values()
-            for key, blob in zip(manifest.keys, manifest.blobs, strict=True)
-            if key in contents.blobs
-        }
+        apart, packed = places_in(self._manifests)
+        packs = self._packs_among(contents.blobs, contents.blobs - contents.pins)
+        known = {key: blob for key, blob in apart.items() if key in contents.blobs}
         with self._lock:
             self.swept = swept
             self._present = dict.fromkeys(contents.blobs) | known
-            self._durable = set(known)
+            self._packed, self._packs = packed, packs
+            self._durable = contents.blobs & self._referenced.keys()
             self._pins = contents.pins
             self._new_pins = set(contents.pins)
             self._renew.clear()
+
+    def _packs_among(self, files: set[UUID], unknown: set[UUID]) -> set[UUID]:
+        """Return which of ``files`` are packs; where no manifest tells, ``unknown`` ones are looked at."""
+        needed = {pack.key for manifest in self._manifests.values() for pack in manifest.packs}
+        return files & needed | {key for key in unknown - self._referenced.keys() if self._is_pack(key)}
 
     def sweep_again(self) -> Swept:
         """Remove what nothing refers to; for the writer, in its turn. What opening has swept counts too."""
@@ -154,10 +158,17 @@ class Directory(BlobSet):
             contents, swept = sweep(self.disk, self.places, None, self._changing)
         except OSError as error:
             raise storage_error("sweep", self.root, error, self.disk) from error
+        _, packed = places_in(self._manifests)
         with self._lock:
+            unknown = contents.blobs - self._present.keys() - contents.pins
+        packs = self._packs_among(contents.blobs, unknown)
+        with self._lock:
+            self._packed = packed
+            self._packs |= packs
             for key in [k for k in self._present if k not in contents.blobs and k not in self._changing]:
                 del self._present[key]
                 self._durable.discard(key)
+                self._packs.discard(key)
             for key in contents.blobs:
                 self._present.setdefault(key, None)
             left = contents.blobs - self._referenced.keys() - self._pins
@@ -212,17 +223,17 @@ class Directory(BlobSet):
                 unreadable.add(version)
                 continue
             manifests[version] = manifest
-            referenced.update(manifest.keys)
+            referenced.update(manifest.files)
         with self._lock:
             self._manifests, self._unreadable, self._referenced = manifests, unreadable, referenced
 
     def _needed(self) -> set[UUID] | None:
-        """Return the keys that manifests, readers and loans need; None where that cannot be known."""
+        """Return the files that manifests, readers and loans need; None where that cannot be known."""
         read = None if self._unreadable else self._keys_of_readers()
         return None if read is None else self._referenced.keys() | read
 
     def _keys_of_readers(self) -> set[UUID] | None:
-        """Return the keys that other living readers' manifests name, and the loans of this process.
+        """Return the files that other living readers' manifests need, and the loans of this process.
 
         None where a manifest cannot be read: then anything may be needed.
         """
@@ -233,7 +244,7 @@ class Directory(BlobSet):
                 continue
             for version in versions_in(self.disk, session):
                 try:
-                    keys.update(self.versions.read(version, session).keys)
+                    keys.update(self.versions.read(version, session).files)
                 except CheckpointNotFoundError:  # the reader has gone meanwhile
                     pass
                 except CorruptCheckpointError:
@@ -243,7 +254,7 @@ class Directory(BlobSet):
     # -------------------------------------------------------------------------- removing
 
     def persist(self, key: UUID, fetch: Fetch, check: Callable[[Blob], None]) -> None:
-        """Have the blob of ``key`` here, and pinned; unless ``check`` raises.
+        """Have the blob of ``key`` here in a file of its own, and pinned; unless ``check`` raises.
 
         Raises
         ------
@@ -266,6 +277,8 @@ class Directory(BlobSet):
     def delete(self, key: UUID) -> bool:
         """Take the pin of ``key`` away, and its blob where nothing else needs it; whether the blob went.
 
+        What is in a pack stays there.
+
         Raises
         ------
         KeyError
@@ -273,7 +286,7 @@ class Directory(BlobSet):
         StorageError
             A file could not be removed.
         """
-        if key not in self._present:
+        if not self.has(key):
             raise KeyError(f"{self.root} has no blob of the key {key}")
         with self._changing.exclusively(key):
             if key in self._pins:
@@ -282,7 +295,7 @@ class Directory(BlobSet):
                     self._pins.discard(key)
                     self._new_pins.discard(key)
         self._remove({key})
-        return key not in self._present
+        return not self.has(key)
 
     def begin_saving(self, saver: object) -> None:
         """Remove no blob until :meth:`end_saving`, or for as long as ``saver`` lives."""
@@ -327,7 +340,8 @@ class Directory(BlobSet):
             self._spared.discard(key)
             if key in self._pins or key in self._referenced or key not in self._present:
                 return False
-            blob = self._present.pop(key)
+            blob, is_pack = self._present.pop(key), key in self._packs
+            self._packs.discard(key)
             self._durable.discard(key)
             self._renew.discard(key)
         try:
@@ -335,6 +349,8 @@ class Directory(BlobSet):
         except StorageError:
             with self._lock:
                 self._present[key] = blob
+                if is_pack:
+                    self._packs.add(key)
                 self._spared.add(key)
             raise
         return True
@@ -363,11 +379,12 @@ class Directory(BlobSet):
         """
         self.tenancies.check()
         version = manifest.head.version
+        files, (apart, packed) = manifest.files, places_in({version: manifest})
         with self._lock:  # first, so that no interrupt leaves a manifest whose blobs look unneeded
             self._manifests[version] = manifest
-            self._referenced.update(manifest.keys)
-            for key, blob in zip(manifest.keys, manifest.blobs, strict=True):
-                self._present[key] = blob
+            self._referenced.update(files)
+            self._present.update(apart)
+            self._packed.update(packed)
         try:
             self.versions.publish(manifest)
         except BaseException:
@@ -395,16 +412,20 @@ class Directory(BlobSet):
         return self._forget_manifests(settled)
 
     def _forget_manifests(self, versions: Collection[int]) -> set[UUID]:
-        """Count manifests no longer; return the keys that no other refers to."""
+        """Count manifests no longer; return the files that no other refers to."""
         unreferenced: set[UUID] = set()
+        repacked = False
         with self._lock:
             self._unreadable.difference_update(versions)
             for version in versions:
                 manifest = self._manifests.pop(version, None)
                 if manifest is not None:
-                    self._referenced.subtract(manifest.keys)
-                    unreferenced.update(key for key in manifest.keys if self._referenced[key] <= 0)
+                    self._referenced.subtract(manifest.files)
+                    unreferenced.update(key for key in manifest.files if self._referenced[key] <= 0)
+                    repacked = repacked or bool(manifest.packs)
+            self._spared |= unreferenced  # until somebody has removed them
             for key in unreferenced:
                 del self._referenced[key]
+            if repacked:
+                self._packed = places_in(self._manifests)[1]
         return unreferenced
-

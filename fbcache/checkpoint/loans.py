@@ -1,12 +1,12 @@
-"""Blobs of a tracked directory that pools of this process use in place, and what keeps them there.
+"""Files of a tracked directory that pools of this process use, or copy from, and what keeps them there.
 
 Guarantees
 ----------
 - What was borrowed stays readable until it is given back, whoever writes to the directory meanwhile. A
-  single blob gets a hard link in this process's reader session (``.fbcache/readers/session-...``). Of a
-  whole checkpoint only the manifest is linked there, whatever its size: a writer takes no blob away
-  that a manifest in a living reader's session names. Within this process, where the writer
-  knows better, it asks :meth:`Loans.keys`.
+  single file gets a hard link in this process's reader session (``.fbcache/readers/session-...``). Of a
+  whole checkpoint only the manifest is linked there, whatever its size: a writer takes no file away
+  that a manifest in a living reader's session needs. Within this process, where the writer
+  knows better, it asks :meth:`Loans.keys`. Packs are lent for as long as is copied from them.
 - The order makes that safe: a reader links the manifest before it reads it; a writer unlinks the manifest
   before it looks for readers. If the link came too late it fails, and the reader chooses again.
 - The session is made with the first loan and ends with the last.
@@ -24,8 +24,10 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from threading import Lock
 from uuid import UUID
+from weakref import WeakSet
 
 from fbcache.checkpoint.places import Places, manifest_name
 from fbcache.errors import FBCacheWarning, StorageError
@@ -33,6 +35,14 @@ from fbcache.store.disk import Disk
 from fbcache.store.session import Session
 
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTSUP})
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Reading:
+    """Files of a held checkpoint that are read from, until this is ``over`` or collected."""
+
+    files: frozenset[UUID]
+    over: bool = False
 
 
 class Loans:
@@ -47,11 +57,13 @@ class Loans:
         self._links: Counter[UUID] = Counter()  # loans of each blob lent by itself
         self._unlinked: set[UUID] = set()  # of those, the ones that could not be linked
         self._keys: Counter[UUID] = Counter()  # loans of blobs that have no link of their own
+        self._readings: WeakSet[Reading] = WeakSet()
 
     def keys(self) -> set[UUID]:
-        """Return the keys whose blobs are used where they lie in the directory."""
+        """Return the keys of the files that are used where they lie in the directory."""
         with self._lock:
-            return self._keys.keys() | self._unlinked
+            read = [reading.files for reading in self._readings if not reading.over]
+            return (self._keys.keys() | self._unlinked).union(*read)
 
     @property
     def session_path(self) -> str | None:
@@ -101,6 +113,11 @@ class Loans:
             before = self._keys.total()
             self._keys.update(keys)
             self._versions[version] += self._keys.total() - before
+
+    def read_from(self, reading: Reading) -> None:
+        """Keep the files of ``reading``, all of which a held version needs."""
+        with self._lock:
+            self._readings.add(reading)
 
     def let_go_of_version(self, version: int) -> None:
         """End what :meth:`hold_version` began; loans go on."""

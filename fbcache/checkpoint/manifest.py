@@ -13,7 +13,8 @@ All integers are little-endian.
 offset     bytes    content
 ========== ======== =======================================================================
 0          6        magic, ``89 46 42 4d 0d 0a`` (``\\x89FBM\\r\\n``)
-6          2        format, 1; in any later one, magic and format stand here too
+6          2        format: 2 where there are packs, else 1; in any later one, magic and format
+                    stand here too
 8          8        length of the head, H
 16         8        length of the body, B
 24         8        xxh3_64 of bytes 0 to 24 followed by the head
@@ -29,10 +30,11 @@ The head comes first, with a checksum of its own, so that a listing reads no mor
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -40,7 +42,7 @@ import msgpack  # type: ignore[import-untyped]
 from xxhash import xxh3_64
 
 from fbcache.checkpoint import naming
-from fbcache.checkpoint.body import MOST, Blob, Body, Totals, pack_body, unpack_body
+from fbcache.checkpoint.body import MOST, Blob, Body, Pack, Totals, files_of, pack_body, packs_of, unpack_body
 from fbcache.checkpoint.meta import MAX_PARTS, check_meta, check_parts
 from fbcache.codec import Buffer
 from fbcache.errors import CorruptCheckpointError, UnsupportedTypeError
@@ -51,14 +53,18 @@ __all__ = [
     "Blob",
     "Head",
     "Manifest",
+    "Pack",
     "check_meta",
+    "files_of",
     "head_size",
     "pack",
+    "places_in",
     "unpack",
     "unpack_head",
 ]
 
-FORMAT: Final = 1
+#: The newest format that is read.
+FORMAT: Final = 2
 MAGIC: Final = b"\x89FBM\r\n"  # not text, and damaged by any transfer that takes it for text
 
 _START: Final = struct.Struct("<6sH")
@@ -115,6 +121,27 @@ class Manifest:
     keys: Sequence[UUID]
     blobs: Sequence[Blob]
 
+    @cached_property
+    def files(self) -> frozenset[UUID]:
+        """Keys of the files that it needs: of blobs that have files of their own, and of packs."""
+        return files_of(self.keys, self.blobs)
+
+    @cached_property
+    def packs(self) -> frozenset[Pack]:
+        """The packs that it needs."""
+        return packs_of(self.blobs)
+
+
+def places_in(manifests: Mapping[int, Manifest]) -> tuple[dict[UUID, Blob], dict[UUID, Blob]]:
+    """Return what the newest of ``manifests`` say of blobs with files of their own, and of packed ones."""
+    apart: dict[UUID, Blob] = {}
+    packed: dict[UUID, Blob] = {}
+    for version in sorted(manifests):
+        manifest = manifests[version]
+        for key, blob in zip(manifest.keys, manifest.blobs, strict=True):
+            (apart if blob.pack is None else packed)[key] = blob
+    return apart, packed
+
 
 _FIELDS: Final = tuple(field.name for field in fields(Head))
 _HEAD_PARTS: Final = MAX_PARTS + 2 * len(_FIELDS)
@@ -134,8 +161,8 @@ def pack(manifest: Manifest) -> list[bytes]:
         Parts of the manifest do not fit each other, two names are one, or a number is out of bounds.
     """
     head = _pack_head(manifest.head)
-    body = pack_body(Body(manifest.names, manifest.keys, manifest.blobs), _totals(manifest.head))
-    summed = _PREFIX.pack(MAGIC, FORMAT, len(head), sum(map(len, body)), 0, 0)[:_SUMMED]
+    written, body = pack_body(Body(manifest.names, manifest.keys, manifest.blobs), _totals(manifest.head))
+    summed = _PREFIX.pack(MAGIC, written, len(head), sum(map(len, body)), 0, 0)[:_SUMMED]
     sums = struct.pack("<QQ", _checksum((summed, head)), _checksum(body))
     return [summed + sums, head, *body]
 
@@ -229,7 +256,7 @@ def unpack(raw: Buffer, *, path: str, version: int | None = None) -> Manifest:
             raise ValueError(f"it has {view.nbytes} bytes, where {start + prefix.body} were written")
         if _checksum((view[start:],)) != prefix.body_sum:
             raise ValueError("its body does not match the body's checksum")
-        return Manifest(head, *unpack_body(view[start:], _totals(head)))
+        return Manifest(head, *unpack_body(view[start:], _totals(head), prefix.written))
 
 
 @contextmanager
@@ -244,8 +271,9 @@ def _reporting(path: str) -> Iterator[None]:
 
 
 class _Prefix(NamedTuple):
-    """Lengths of head and body, and their checksums."""
+    """The format, lengths of head and body, and their checksums."""
 
+    written: int
     head: int
     body: int
     head_sum: int
@@ -259,11 +287,11 @@ def _read_prefix(view: memoryview) -> _Prefix:
     if written > FORMAT:
         newer = f"it was written by a newer fbcache, in format {written}"
         raise ValueError(f"{newer}, where this one reads up to {FORMAT}: upgrade fbcache")
-    if written != FORMAT:
+    if written < 1:
         raise ValueError(f"its format is {written}, which there never was")
     if view.nbytes < PREFIX_SIZE:
         raise ValueError("it is too short for a manifest")
-    return _Prefix(*_PREFIX.unpack_from(view)[2:])
+    return _Prefix(*_PREFIX.unpack_from(view)[1:])
 
 
 def _open(view: memoryview, version: int | None) -> tuple[Head, _Prefix]:

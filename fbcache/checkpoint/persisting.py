@@ -12,9 +12,10 @@ from functools import partial
 from uuid import UUID
 
 from fbcache.captures import Capture
+from fbcache.checkpoint.cut import Source
 from fbcache.checkpoint.directory import Directory
+from fbcache.checkpoint.intake import fetcher
 from fbcache.checkpoint.manifest import Blob
-from fbcache.checkpoint.saver import Source, fetcher
 from fbcache.checkpoint.tracked import TrackedDirectory, directory_of
 from fbcache.entry import Entry
 from fbcache.errors import CorruptBlobError, PickleRefusedError, StorageError, UnsupportedTypeError

@@ -6,29 +6,30 @@ Guarantees
   newest; a saver that ends otherwise takes back what it brought in (invariant 12).
 - What it refers to stays until it ends, whoever else deletes or prunes.
 - Blobs that are present already cost a dictionary look-up each.
+- What is small may be in packs of many (:mod:`.packing`).
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from fbcache.captures import Capture
-from fbcache.checkpoint.blobset import BlobSet, Fetch
+from fbcache.checkpoint.cut import Cut, NamedSource, Source, look_up
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.fanout import FanOut
-from fbcache.checkpoint.manifest import Blob, Head, Manifest, check_meta
+from fbcache.checkpoint.intake import Intake
+from fbcache.checkpoint.manifest import Blob, Head, Manifest, check_meta, files_of
 from fbcache.checkpoint.naming import encode
 from fbcache.checkpoint.progress import Meter
 from fbcache.checkpoint.versions import check_tag
-from fbcache.entry import Entry, Token
+from fbcache.entry import Entry
 from fbcache.errors import (
-    CorruptBlobError,
     FBCacheError,
     FBCacheWarning,
     NameTakenError,
@@ -36,12 +37,6 @@ from fbcache.errors import (
     StorageError,
 )
 from fbcache.residency import Residency
-from fbcache.spill import Spiller
-from fbcache.store.protocol import BlobStore, FileBacked
-from fbcache.workers import Workers
-
-#: Blobs that one job brings in: linking takes some 10 us, and handing a job over about as long.
-_PER_JOB = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +90,6 @@ class Checkpoint:
         )
 
 
-class Source(Protocol):
-    """The pool that an entry is saved from."""
-
-    residency: Residency
-    spiller: Spiller
-    store: BlobStore
-    workers: Workers
-
-
-class NamedSource(Source, Protocol):
-    """A pool with names."""
-
-    @property
-    def names(self) -> Mapping[Hashable, Entry]:
-        """Entries by name."""
-        ...
-
-
 class Saver:
     """Collects entries for one checkpoint. Made by ``TrackedDirectory.saving()``; one thread uses it."""
 
@@ -120,14 +97,15 @@ class Saver:
         self._directory = directory
         self._allow_pickle = allow_pickle
         self._rows: dict[Hashable, tuple[UUID, Blob]] = {}
-        self._new: dict[UUID, int] = {}
-        self._tokens: list[Token] = []  # of what was brought in
+        self._intake = Intake(directory)
         self._fan_out: FanOut | None = None
         self._over = False
         directory.begin_saving(self)
 
     def persist(self, fb: Any, name: Hashable = None) -> UUID:
         """Bring the content of a handle's entry in, for the checkpoint that :meth:`commit` makes.
+
+        What is small may be written no sooner than by that.
 
         Parameters
         ----------
@@ -139,7 +117,7 @@ class Saver:
         Returns
         -------
         UUID
-            The key under which the blob is in the directory.
+            The key under which the blob is in the directory after it.
 
         Raises
         ------
@@ -173,53 +151,17 @@ class Saver:
         """
         self._fan_out = FanOut(source.workers)
         residency = source.residency
-        cut = _Cut(self._directory)
+        cut = Cut(self._directory)
         try:
             residency.run(cut.make, residency, choose)
             self._check_names(cut.names)
             meter.begin(sum(cut.sizes))
-            self._bring_in(source, cut, meter)
+            self._intake.bring_in(source, cut, meter, self._fan_out)
             for name, blob in zip(cut.names, cut.blobs, strict=True):
                 self._refuse_pickle(name, blob)
             self._rows.update(zip(cut.names, zip(cut.keys, cut.blobs, strict=True), strict=True))
         finally:
             residency.run(_release, residency, cut.captures)
-
-    def _bring_in(self, source: Source, cut: _Cut, meter: Meter) -> None:
-        """Have the blobs of all that was captured in the directory: first of what is written already."""
-        there = [n for n, capture in enumerate(cut.captures) if capture.done]
-        jobs = [
-            lambda part=there[at : at + _PER_JOB]: self._bring_some(source, cut, part)
-            for at in range(0, len(there), _PER_JOB)
-        ]
-        assert self._fan_out is not None
-        for outcome in self._fan_out(jobs):
-            if outcome is not None:
-                raise outcome
-        done = set(there)
-        for n, capture in enumerate(cut.captures):
-            if n not in done:
-                capture.wait()
-                self._bring_some(source, cut, [n])
-            meter.advance(capture.nbytes // 2)  # the other half is for making it durable
-
-    def _bring_some(self, source: Source, cut: _Cut, numbers: Sequence[int]) -> None:
-        for n in numbers:
-            row, capture = cut.rows[n], cut.captures[n]
-            token = _token_of(cut.names[row], capture)
-            # First: whoever finds the blob there, and registers it, is to share the token.
-            source.residency.run(source.residency.know, [token])
-            known = self._directory.has(token.key)
-            try:
-                blob = self._directory.bring_in(token.key, fetcher(source, token))
-            except (CorruptBlobError, StorageError):
-                source.residency.check_open()  # the blob went with the pool
-                raise
-            if not known:
-                self._new[token.key] = blob.disk_bytes
-                self._tokens.append(token)
-            cut.keys[row] = token.key
-            cut.blobs[row] = replace(blob, nbytes=capture.nbytes)
 
     def _refuse_pickle(self, name: Hashable, blob: Blob) -> None:
         if blob.pickled is None or self._allow_pickle:
@@ -239,7 +181,7 @@ class Saver:
         meter: Meter,
     ) -> None:
         """Bring in what has these names at this instant; all that is named, where they are None."""
-        self.gather(source, lambda: _look_up(source, names, unknown), meter)
+        self.gather(source, lambda: look_up(source, names, unknown), meter)
 
     def _check_names(self, names: Sequence[Hashable]) -> None:
         for name in names:
@@ -282,12 +224,13 @@ class Saver:
         self._check_open()
         check_commit(tag, keep, meta, change_key)
         directory = self._directory
-        self._make_durable()
-        manifest = self._manifest(tag, meta)
+        rows = self._intake.end(list(self._rows.values()))
+        self._make_durable(files_of([key for key, _ in rows], [blob for _, blob in rows]))
+        manifest = self._manifest(tag, meta, rows)
         meter.end()  # what it raises can still end the save
         directory.publish(manifest)
         self._over = True
-        directory.end_saving(list(self._new))  # but for what could not be taken in, they are all needed
+        directory.end_saving(self._intake.files)  # but for what could not be taken in, they are all needed
         checkpoint = Checkpoint.of(manifest, directory.root)
         if change_key is not None:
             try:
@@ -298,8 +241,7 @@ class Saver:
         self._clean_up(keep)
         return checkpoint
 
-    def _make_durable(self) -> None:
-        keys = {key for key, _ in self._rows.values()}
+    def _make_durable(self, keys: Collection[UUID]) -> None:
         try:
             if self._fan_out is None:
                 self._directory.make_durable(keys)
@@ -307,14 +249,17 @@ class Saver:
                 self._directory.make_durable(keys, self._fan_out)
         except BaseException:
             # The pools' blobs are the same files: what is read from them is to be verified.
-            for token in self._tokens:
+            for token in self._intake.tokens:
                 token.unverified = True
             raise
 
-    def _manifest(self, tag: str | None, meta: dict[Any, Any] | None) -> Manifest:
+    def _manifest(
+        self, tag: str | None, meta: dict[Any, Any] | None, rows: Sequence[tuple[UUID, Blob]]
+    ) -> Manifest:
         names = list(self._rows)
-        keys = [key for key, _ in self._rows.values()]
-        blobs = [blob for _, blob in self._rows.values()]
+        keys = [key for key, _ in rows]
+        blobs = [blob for _, blob in rows]
+        new = self._intake.new
         head = Head(
             version=self._directory.next_version(),
             tag=tag,
@@ -322,8 +267,8 @@ class Saver:
             count=len(names),
             nbytes=sum(blob.nbytes for blob in blobs),
             disk_bytes=sum(blob.disk_bytes for blob in blobs),
-            blobs_written=len(self._new),
-            bytes_written=sum(self._new.values()),
+            blobs_written=len(new),
+            bytes_written=sum(new.values()),
             meta=meta,
         )
         return Manifest(head, names, keys, blobs)
@@ -349,24 +294,11 @@ class Saver:
         """End it. What was brought in and not committed is taken back."""
         if not self._over:
             self._over = True
-            self._directory.end_saving(list(self._new))
+            self._directory.end_saving(self._intake.files)
 
     def _check_open(self) -> None:
         if self._over:
             raise RuntimeError("this saver has ended; begin another one with tracked.saving()")
-
-
-def fetcher(source: Source, token: Token) -> Fetch:
-    """Return what makes the file of a blob of which the caller has a share."""
-
-    def fetch(blobs: BlobSet) -> None:
-        store, key = source.store, token.key
-        if isinstance(store, FileBacked) and token.slot < 0:
-            blobs.link(key, store.file_of(key))
-        else:
-            blobs.write(key, source.spiller.fetch(token, writable=False, verify=True))
-
-    return fetch
 
 
 def outdated(manifests: dict[int, Manifest], keep: int | None) -> list[int]:
@@ -396,74 +328,6 @@ def check_commit(tag: object, keep: object, meta: dict[Any, Any] | None, change_
     check_meta(meta)
     if change_key is not None and not callable(change_key):
         raise TypeError(f"change_key is a function of the checkpoint, not {change_key!r}")
-
-
-class _Cut:
-    """What a save sees of a pool: by row what is known, and captures of what is not in the directory.
-
-    A row whose blob is in the directory already costs a look-up there: none is removed during a save.
-    """
-
-    __slots__ = ("_directory", "blobs", "captures", "keys", "names", "rows", "sizes")
-
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
-        self.names: Sequence[Hashable] = ()
-        self.keys: list[Any] = []  # UUID, once known
-        self.blobs: list[Any] = []  # Blob, once known
-        self.sizes: list[int] = []
-        self.rows: list[int] = []  # of the captures
-        self.captures: list[Capture] = []
-
-    def make(
-        self, residency: Residency, choose: Callable[[], tuple[Sequence[Hashable], Sequence[Entry]]]
-    ) -> None:
-        """Make the cut, all at one instant; under the pool's lock."""
-        residency.check_open()
-        self.names, entries = choose()
-        known = self._directory.known
-        missing = []
-        for row, entry in enumerate(entries):
-            token, nbytes = entry.token, entry.nbytes
-            key = None if token is None else token.key
-            blob = None if key is None else known(key)
-            if blob is None:
-                self.rows.append(row)
-                missing.append(entry)
-            elif blob.nbytes != nbytes:
-                blob = replace(blob, nbytes=nbytes)
-            self.keys.append(key)
-            self.blobs.append(blob)
-            self.sizes.append(nbytes)
-        residency.capture(missing, self.captures)
-
-
-def _look_up(
-    source: NamedSource, names: Sequence[Hashable] | None, unknown: Callable[[Hashable], KeyError]
-) -> tuple[list[Hashable], list[Entry]]:
-    if names is None:
-        return list(source.names), list(source.names.values())
-    entries = []
-    for name in names:
-        entry = source.names.get(name)
-        if entry is None:
-            raise unknown(name)
-        entries.append(entry)
-    return list(names), entries
-
-
-def _token_of(name: Hashable, capture: Capture) -> Token:
-    """Wait for the blob of a captured entry."""
-    if not capture.done:
-        capture.wait()
-    try:
-        capture.raise_error()
-    except Exception as error:
-        error.add_note(f"while saving the entry {name!r}")
-        raise
-    token = capture.token
-    assert token is not None
-    return token
 
 
 def _release(residency: Residency, captures: list[Capture]) -> None:

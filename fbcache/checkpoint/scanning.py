@@ -50,7 +50,7 @@ class Contents:
     Attributes
     ----------
     blobs, pins : set of UUID
-        The keys present, and those that ``persist`` has asked for.
+        The keys of blobs' files, packs among them, and those that ``persist`` has asked for.
     foreign : list of str
         Paths, relative to the directory, that are not ours.
     """
@@ -122,7 +122,8 @@ def sweep(
     Parameters
     ----------
     needed : container of UUID or None
-        Keys that checkpoints or readers refer to; None where that is not known, so that every blob stays.
+        Keys of files that checkpoints or readers need; None where that is not known, so that every one
+        stays.
     claimed : container of UUID
         Keys that are being brought in at this moment, of which nothing is removed.
     """

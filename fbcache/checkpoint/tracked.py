@@ -16,10 +16,11 @@ from uuid import UUID
 
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.lock import Tenure
+from fbcache.checkpoint.presence import is_present, keys_present
 from fbcache.checkpoint.progress import Progress, check_progress
 from fbcache.checkpoint.registry import directory_at
 from fbcache.checkpoint.saver import Checkpoint, Saver
-from fbcache.checkpoint.scanning import Swept, look_through
+from fbcache.checkpoint.scanning import Swept
 from fbcache.checkpoint.verifying import VerifyReport, verify
 from fbcache.checkpoint.versions import number_of
 from fbcache.errors import (
@@ -114,21 +115,25 @@ class TrackedDirectory:
         return self._readonly
 
     def keys(self) -> list[UUID]:
-        """Return the keys present: held in memory by the writer, looked up anew by a reader."""
+        """Return the keys present: held in memory by the writer, looked up anew by a reader.
+
+        They are those of contents: of blobs with files of their own, and of small ones that checkpoints
+        have packed together.
+        """
         directory = self._checked()
         if not self._readonly:
             return directory.keys()
         try:
-            return list(look_through(directory.disk, directory.places).blobs)
+            return keys_present(directory)
         except OSError as error:
             raise storage_error("read", directory.root, error, directory.disk) from error
 
     def __contains__(self, key: object) -> bool:
-        """Whether a blob is present under ``key``."""
+        """Whether content is present under ``key``: with a file of its own, or packed."""
         directory = self._checked()
         if not isinstance(key, UUID):
             return False
-        return directory.disk.exists(directory.places.blob(key)) if self._readonly else directory.has(key)
+        return is_present(directory, key) if self._readonly else directory.has(key)
 
     def __len__(self) -> int:
         """Return the number of keys present."""
@@ -144,7 +149,7 @@ class TrackedDirectory:
         Returns
         -------
         bool
-            Whether the blob is gone.
+            Whether the content is gone. What a checkpoint has packed stays as long as that.
 
         Raises
         ------

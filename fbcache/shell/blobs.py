@@ -1,4 +1,4 @@
-"""A blob of a tracked directory, opened for one look."""
+"""A blob of a tracked directory, opened for one look: in a file of its own, or packed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from uuid import UUID
 
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.manifest import Blob
+from fbcache.checkpoint.packs import read_records
+from fbcache.codec.frames import Frames
 from fbcache.errors import CorruptBlobError
 from fbcache.store.blobfile import BlobFile
 from fbcache.store.trouble import storage_error
@@ -16,9 +18,33 @@ from fbcache.store.trouble import storage_error
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
+def path_of(directory: Directory, key: UUID, blob: Blob) -> str:
+    """Return the file that the blob of ``key`` is in."""
+    return directory.places.blob(key if blob.pack is None else blob.pack.key)
+
+
+def load(directory: Directory, key: UUID, blob: Blob) -> Frames:
+    """Return the frames of the blob of ``key``, verified; views of the file where they are large.
+
+    Raises
+    ------
+    CorruptBlobError
+        It is damaged, or gone.
+    StorageError
+        It cannot be read.
+    """
+    if blob.pack is None:
+        with opened(directory, key, blob) as file:
+            return file.read(may_map=True, writable=False, verify=True)
+    (found,) = read_records(directory.disk, directory.places, blob.pack, [(key, blob)])
+    if isinstance(found, CorruptBlobError):
+        raise found
+    return found
+
+
 @contextmanager
 def opened(directory: Directory, key: UUID, blob: Blob) -> Iterator[BlobFile]:
-    """Open the blob of ``key``, which a held checkpoint describes as ``blob``.
+    """Open the file of the blob of ``key``, which a held checkpoint describes as ``blob``.
 
     Raises
     ------

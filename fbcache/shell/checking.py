@@ -100,6 +100,7 @@ def _damage_fields(damage: Damage) -> dict[str, Any]:
         "path": damage.path,
         "reason": damage.reason,
         "key": None if damage.key is None else str(damage.key),
+        "pack": None if damage.pack is None else str(damage.pack),
         "names": [{"version": version, **name_fields(name)} for version, name in damage.names],
     }
 
@@ -118,8 +119,9 @@ def _tell(root: str, report: VerifyReport) -> None:
     if report.ok:
         screen.tell(f"{checked}: nothing is damaged", style="green")
     else:
-        verb = "is" if len(report.damaged) == 1 else "are"
-        screen.tell(f"{checked}: {_count(len(report.damaged), 'file')} {verb} damaged", style="red")
+        count = len({damage.path for damage in report.damaged})
+        verb = "is" if count == 1 else "are"
+        screen.tell(f"{checked}: {_count(count, 'file')} {verb} damaged", style="red")
 
 
 def _row(root: str, damage: Damage) -> tuple[str, ...]:
@@ -128,7 +130,8 @@ def _row(root: str, damage: Damage) -> tuple[str, ...]:
         return "a checkpoint", str(version_of(os.path.basename(damage.path)) or ""), file, damage.reason
     names: dict[Hashable, None] = dict.fromkeys(name for _, name in damage.names)
     versions = sorted({version for version, _ in damage.names})
-    what = ", ".join(map(name_text, names)) or "a blob that no checkpoint names"
+    nameless = "a blob that no checkpoint names" if damage.pack is None else "values packed together"
+    what = ", ".join(map(name_text, names)) or nameless
     return what, ranges(versions), file, damage.reason
 
 

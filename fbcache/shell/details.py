@@ -16,11 +16,10 @@ from rich.tree import Tree
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.manifest import Blob, Manifest
 from fbcache.codec import MsgpackCodec
-from fbcache.codec.layout import BlobHeader
 from fbcache.demo.report import size
 from fbcache.errors import CorruptBlobError
 from fbcache.shell import screen
-from fbcache.shell.blobs import opened
+from fbcache.shell.blobs import load, opened, path_of
 from fbcache.shell.ending import Exit, ending
 from fbcache.shell.listing import Version, local_time, tags_of
 from fbcache.shell.names import name_fields, name_text
@@ -76,7 +75,7 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """All that is told of an entry; ``header`` and ``content`` are None where its blob is damaged."""
+    """All that is told of an entry; ``buffers`` and ``content`` are None where its blob is damaged."""
 
     directory: str
     version: Version
@@ -84,7 +83,7 @@ class Details:
     key: UUID
     path: str
     blob: Blob
-    header: BlobHeader | None
+    buffers: list[int] | None
     content: Part | None
     verified: bool
     damaged: str | None
@@ -93,19 +92,19 @@ class Details:
 
     def fields(self) -> dict[str, Any]:
         """Return it for JSON."""
-        spans = None if self.header is None else self.header.spans
         return {
             "directory": self.directory,
             "version": asdict(self.version),
             **name_fields(self.name),
             "key": str(self.key),
             "path": self.path,
+            "offset": None if self.blob.pack is None else self.blob.offset,
             "nbytes": self.blob.nbytes,
             "disk_bytes": self.blob.disk_bytes,
             "codec": self.blob.codec,
             "pickled": self.blob.pickled,
-            "buffers": None if spans is None else len(spans),
-            "buffer_bytes": None if spans is None else sum(span.length for span in spans),
+            "buffers": None if self.buffers is None else len(self.buffers),
+            "buffer_bytes": None if self.buffers is None else sum(self.buffers),
             "verified": self.verified,
             "damaged": self.damaged,
             "content": None if self.content is None else self.content.fields(),
@@ -130,8 +129,8 @@ class Details:
         yield "content", self.content.text if self.content is not None else "not known"
         yield "in memory", _exactly(blob.nbytes)
         yield "on disk", _exactly(blob.disk_bytes)
-        if self.header is not None:
-            lengths = [span.length for span in self.header.spans]
+        lengths = self.buffers
+        if lengths is not None:
             yield "buffers", f"{len(lengths):,}, {_exactly(sum(lengths))}" if lengths else "none"
         yield "codec", blob.codec
         yield "pickled", "no" if blob.pickled is None else f"{blob.pickled}; loading it runs code"
@@ -139,7 +138,8 @@ class Details:
             header = "that of the header matches; --verify checks all"
             yield "checksums", "all match" if self.verified else header
         yield "key", str(self.key)
-        yield "file", self.path
+        packed = "" if blob.pack is None else f", with others, from byte {blob.offset:,} on"
+        yield "file", f"{self.path}{packed}"
         tag = "" if self.version.tag is None else f" ({self.version.tag})"
         yield "of version", f"{self.version.version}{tag}, saved {local_time(self.version.created)}"
         same = [each.version for each in self.versions if each.same]
@@ -149,17 +149,15 @@ class Details:
 
 def _look(directory: Directory, manifest: Manifest, row: int, whole: bool) -> Details:
     name, key, blob = manifest.names[row], manifest.keys[row], manifest.blobs[row]
-    header: BlobHeader | None = None
+    whole = whole or blob.pack is not None  # of a record nothing is told before all of it is checked
+    buffers: list[int] | None = None
     content: Part | None = None
     damaged: str | None = None
     try:
-        with opened(directory, key, blob) as file:
-            header = file.header()
-            if header.digest != blob.digest:
-                raise CorruptBlobError("it is another blob than the checkpoint names, under the same key")
-            content = _outline(header)
-            if whole:
-                file.read(may_map=True, writable=False, verify=True)
+        codec, tree, buffers = _head(directory, key, blob)
+        content = _outline(codec, tree)
+        if whole:
+            load(directory, key, blob)
     except CorruptBlobError as error:
         damaged = error.reason
     found, errors = manifests(directory)
@@ -169,9 +167,9 @@ def _look(directory: Directory, manifest: Manifest, row: int, whole: bool) -> De
         version=Version.of(directory, manifest.head, tags),
         name=name,
         key=key,
-        path=directory.places.blob(key),
+        path=path_of(directory, key, blob),
         blob=blob,
-        header=header,
+        buffers=buffers,
         content=content,
         verified=whole and damaged is None,
         damaged=damaged,
@@ -180,11 +178,23 @@ def _look(directory: Directory, manifest: Manifest, row: int, whole: bool) -> De
     )
 
 
-def _outline(header: BlobHeader) -> Part:
-    if header.codec != MsgpackCodec.name:
-        return Part(f"known to the codec {header.codec} alone")
+def _head(directory: Directory, key: UUID, blob: Blob) -> tuple[str, bytes, list[int]]:
+    """The codec of a blob, its tree, and the lengths of its buffers."""
+    if blob.pack is not None:
+        frames = load(directory, key, blob)
+        return frames.codec, bytes(frames.tree), [memoryview(buffer).nbytes for buffer in frames.buffers]
+    with opened(directory, key, blob) as file:
+        header = file.header()
+    if header.digest != blob.digest:
+        raise CorruptBlobError("it is another blob than the checkpoint names, under the same key")
+    return header.codec, header.tree, [span.length for span in header.spans]
+
+
+def _outline(codec: str, tree: bytes) -> Part:
+    if codec != MsgpackCodec.name:
+        return Part(f"known to the codec {codec} alone")
     try:
-        return outline(header.tree)
+        return outline(tree)
     except ValueError as error:
         return Part(str(error))
 

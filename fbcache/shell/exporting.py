@@ -12,7 +12,7 @@ from fbcache.codec import MsgpackCodec
 from fbcache.demo.report import size
 from fbcache.errors import CorruptBlobError, PickleRefusedError, UnsupportedTypeError
 from fbcache.shell import screen
-from fbcache.shell.blobs import opened
+from fbcache.shell.blobs import load, path_of
 from fbcache.shell.describing import described
 from fbcache.shell.ending import Refused, ending
 from fbcache.shell.formats import check_fits, format_of
@@ -89,13 +89,12 @@ def _load(directory: Directory, manifest: Manifest, row: int, allow_pickle: bool
                 "whoever wrote it, add --allow-pickle"
             )
         screen.say(f"Warning: loading {name} runs code from its file ({blob.pickled})", style="yellow")
-    with opened(directory, key, blob) as file:
-        frames = file.read(may_map=True, writable=False, verify=True)
+    frames = load(directory, key, blob)
     try:
         return MsgpackCodec().decode(frames, writable=False, allow_pickle=allow_pickle)
     except CorruptBlobError as error:
-        raise CorruptBlobError(error.reason, key=key, path=directory.places.blob(key)) from error
+        raise CorruptBlobError(error.reason, key=key, path=path_of(directory, key, blob)) from error
     except PickleRefusedError as error:  # its own header does not admit it
-        raise CorruptBlobError(str(error), key=key, path=directory.places.blob(key)) from error
+        raise CorruptBlobError(str(error), key=key, path=path_of(directory, key, blob)) from error
     except UnsupportedTypeError as error:
         raise Refused(f"{name} cannot be loaded here: {error}") from error

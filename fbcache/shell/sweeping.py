@@ -133,11 +133,11 @@ def _count_blobs(disk: Disk, fd: int, shard: Shard, needed: Container[UUID], swe
 
 
 def _needed(directory: Directory) -> tuple[set[UUID], list[str]]:
-    """The keys that checkpoints and living readers refer to, and the checkpoints that cannot be read."""
+    """The files that checkpoints and living readers need, and the checkpoints that cannot be read."""
     versions, needed, unreadable = directory.versions, set[UUID](), []
     for version in versions.numbers():
         try:
-            needed.update(versions.read(version).keys)
+            needed.update(versions.read(version).files)
         except CheckpointNotFoundError:
             pass
         except CorruptCheckpointError as error:
@@ -147,7 +147,7 @@ def _needed(directory: Directory) -> tuple[set[UUID], list[str]]:
             continue
         for version in versions_in(directory.disk, session):
             try:
-                needed.update(versions.read(version, session).keys)
+                needed.update(versions.read(version, session).files)
             except CheckpointNotFoundError:  # the reader has gone meanwhile
                 pass
     return needed, unreadable

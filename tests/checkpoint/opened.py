@@ -18,9 +18,10 @@ from uuid import UUID
 
 import numpy as np
 
-from fbcache import FBPool, MsgpackCodec
+from fbcache import CorruptBlobError, FBPool, MsgpackCodec
 from fbcache.checkpoint.directory import Directory
-from fbcache.checkpoint.manifest import Manifest
+from fbcache.checkpoint.manifest import Blob, Manifest
+from fbcache.checkpoint.packs import read_records
 from fbcache.checkpoint.restoring import hold
 from fbcache.checkpoint.tracked import TrackedDirectory
 from fbcache.store.blobfile import BlobFile
@@ -51,12 +52,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Opened:
-    """What is found: the versions by number, and the keys that are present or pinned."""
+    """What is found: the versions by number, the keys that are present or pinned, and the files needed."""
 
     versions: dict[int, Version]
     present: frozenset[UUID]
     named: frozenset[UUID]
     pins: frozenset[UUID]
+    files: frozenset[UUID]
 
 
 def exact(array: np.ndarray) -> Value:
@@ -92,12 +94,26 @@ def look(root: str | os.PathLike[str], *, readonly: bool, pool: FBPool | None = 
         if pool is not None:
             _empty(pool)
         pins = frozenset(UUID(path.name[:32]) for path in Path(root).glob("??/*.pin"))
-    return Opened(versions, present, frozenset(k for m in manifests.values() for k in m.keys), pins)
+    named = frozenset(key for manifest in manifests.values() for key in manifest.keys)
+    needed = frozenset(key for manifest in manifests.values() for key in manifest.files)
+    return Opened(versions, present, named, pins, needed)
 
 
 def _values(directory: Directory, manifest: Manifest) -> dict[Any, Value]:
     rows = zip(manifest.names, manifest.keys, manifest.blobs, strict=True)
-    return {name: load(directory, key, blob.digest) for name, key, blob in rows}
+    return {
+        name: load(directory, key, blob.digest) if blob.pack is None else unpacked(directory, key, blob)
+        for name, key, blob in rows
+    }
+
+
+def unpacked(directory: Directory, key: UUID, blob: Blob) -> Value:
+    """The value of a blob in a pack, verified."""
+    assert blob.pack is not None
+    (frames,) = read_records(directory.disk, directory.places, blob.pack, [(key, blob)])
+    if isinstance(frames, CorruptBlobError):
+        raise frames
+    return exact(_codec.decode(frames, writable=False, allow_pickle=False))
 
 
 def load(directory: Directory, key: UUID, digest: int | None = None) -> Value:
@@ -161,7 +177,7 @@ def leftovers(root: str | os.PathLike[str], opened: Opened) -> set[str]:
     """The files of ours that should not be there, and those that should and are not."""
     due = {f".fbcache/checkpoints/{number:010d}.manifest" for number in opened.versions}
     due |= {f"{key.hex[:2]}/{key.hex}.pin" for key in opened.pins}
-    due |= {f"{key.hex[:2]}/{key.hex}" for key in opened.named | opened.pins}
+    due |= {f"{key.hex[:2]}/{key.hex}" for key in opened.files | opened.pins}
     return {path for path in files_of(root) if is_ours(path) and not _UNBORN.fullmatch(path)} ^ due
 
 

@@ -32,6 +32,7 @@ from fbcache.checkpoint.manifest import (
     Blob,
     Head,
     Manifest,
+    Pack,
     head_size,
     pack,
     unpack,
@@ -96,8 +97,15 @@ def damaged(raw: bytes, match: str = "", version: int | None = None) -> CorruptC
     return caught.value
 
 
-def sample() -> Manifest:
-    """A name of each kind; the fixture of format 1 is made of this."""
+PACKS = [Pack(UUID(int=0x9999 + number), 60_000 + number, 2**63 + number) for number in range(3)]
+
+
+def packed(each: Blob, number: int, offset: int | None = None) -> Blob:
+    return replace(each, pack=PACKS[number], offset=100 + 1300 * number if offset is None else offset)
+
+
+def sample(written: int = FORMAT) -> Manifest:
+    """A name of each kind; the fixtures are made of this. From format 2 on, some blobs are in packs."""
     names = [
         *("text", "", "ünï ☃ 😀", "lone \ud800", "../../etc/passwd", "/abs"),
         *(0, -1, 2**64, 2.5, None, b"bytes", 3j, Decimal("1.50"), date(2020, 1, 2)),
@@ -105,6 +113,8 @@ def sample() -> Manifest:
         datetime(2020, 1, 2, 3, 4, 5, 6, UTC),
     ]
     blobs = [blob(n, "value['f']: a.B" if n % 5 == 2 else None, f"codec{n % 3}") for n in range(len(names))]
+    if written > 1:
+        blobs = [packed(each, n % 3, 100 + n * 1300) if n % 4 else each for n, each in enumerate(blobs)]
     meta = {"note": "ü", "loss": [0.5, 1, -1, 2**64 - 1, None, True], 3: {b"key": b"bytes", None: []}}
     return manifest(names, blobs, tag="best", created=1_750_000_000.125, meta=meta)
 
@@ -141,13 +151,15 @@ def test_a_checkpoint_may_have_no_names():
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.manifest")), ids=lambda path: path.name)
 def test_manifests_of_every_released_format_load(path):
-    assert alike(unpack(path.read_bytes(), path=str(path)), sample())
+    written = int(path.stem.removeprefix("format-"))
+    assert alike(unpack(path.read_bytes(), path=str(path)), sample(written))
 
 
-def test_the_format_at_hand_has_a_fixture_and_is_still_written_so():
+@pytest.mark.parametrize("written", range(1, FORMAT + 1))
+def test_each_format_has_a_fixture_and_is_still_written_so(written):
     if list(frozenset({1, "a"})) != [1, "a"]:  # the fixture's order; texts have another hash in each process
         pytest.skip("sets are in another order in this process")
-    assert (FIXTURES / f"format-{FORMAT}.manifest").read_bytes() == joined(sample())
+    assert (FIXTURES / f"format-{written}.manifest").read_bytes() == joined(sample(written))
 
 
 def write_fixture() -> None:
@@ -179,7 +191,7 @@ any_names = st.recursive(
     max_leaves=6,
 )
 numbers = st.integers(0, 2**62)
-blobs_of = st.builds(
+unpacked = st.builds(
     Blob,
     st.integers(0, 2**50),
     st.integers(0, 2**50),
@@ -187,6 +199,10 @@ blobs_of = st.builds(
     st.none() | st.text(max_size=5),
     st.integers(0, 2**64 - 1),
 )
+in_packs = st.builds(
+    packed, unpacked.map(lambda each: replace(each, disk_bytes=each.disk_bytes % 40_000)), st.integers(0, 2)
+)
+blobs_of = unpacked | in_packs
 
 
 @given(st.lists(any_names, max_size=8), st.data())
@@ -196,7 +212,9 @@ def test_any_names_and_blobs_come_back(names, data):
     made = manifest(names, blobs, blobs_written=data.draw(numbers), bytes_written=data.draw(numbers))
     keys = [data.draw(st.sampled_from(made.keys)) for _ in names]  # a key may occur twice
     made = replace(made, keys=keys)
-    assert alike(through(made), made)
+    got = through(made)
+    assert alike(got, made)
+    assert got.files == made.files and got.packs == made.packs
 
 
 noted = st.recursive(
@@ -450,9 +468,9 @@ def test_another_version_than_the_files_name_says_is_damage():
 @pytest.mark.parametrize("rest", [b"", b"whatever a newer one writes", SMALL[8:]])
 def test_a_newer_format_is_named_before_anything_else_is_looked_at(rest):
     raw = MAGIC + struct.pack("<H", FORMAT + 1) + rest
-    damaged(raw, r"written by a newer fbcache, in format 2.*upgrade fbcache")
+    damaged(raw, rf"written by a newer fbcache, in format {FORMAT + 1}.*upgrade fbcache")
     for read in (unpack_head, head_size):
-        with pytest.raises(CorruptCheckpointError, match="newer fbcache, in format 2"):
+        with pytest.raises(CorruptCheckpointError, match=f"newer fbcache, in format {FORMAT + 1}"):
             read(raw, path=PATH)
     damaged(MAGIC + struct.pack("<H", 0) + rest, "its format is 0")
 
@@ -460,9 +478,11 @@ def test_a_newer_format_is_named_before_anything_else_is_looked_at(rest):
 # ------------------------------------------------------------------ lies with right checksums
 
 
-def sealed(head: bytes, body: bytes, *, head_length: int = -1, body_length: int = -1) -> bytes:
+def sealed(
+    head: bytes, body: bytes, *, head_length: int = -1, body_length: int = -1, written: int = 1
+) -> bytes:
     lengths = (len(head) if head_length < 0 else head_length, len(body) if body_length < 0 else body_length)
-    summed = MAGIC + struct.pack("<HQQ", FORMAT, *lengths)
+    summed = MAGIC + struct.pack("<HQQ", written, *lengths)
     sums = struct.pack("<QQ", xxh3_64_intdigest(summed + head), xxh3_64_intdigest(body))
     return summed + sums + head + body
 
@@ -487,13 +507,20 @@ COLUMNS = {
     "notes": struct.pack("<2I", 0, 1),
 }
 TEXTS = [1, 1, "msgpack", "value: a.B", "a", "b"]
+PLACES = {
+    "packs": struct.pack("<2I", 0, 1),
+    "offsets": struct.pack("<2Q", 0, 70),
+    "count": struct.pack("<I", 1),
+    "table": struct.pack("<16sQQ", bytes(range(16)), 100, 5),
+}
 
 
-def lying(head: Any = HEAD, texts: Any = TEXTS, **columns: bytes) -> bytes:
+def lying(head: Any = HEAD, texts: Any = TEXTS, *, written: int = 1, **columns: bytes) -> bytes:
     """A file whose checksums are right, whatever it says."""
     head = head if type(head) is bytes else msgpack.packb(head)
     texts = texts if type(texts) is bytes else b"".join(map(msgpack.packb, texts))
-    return sealed(head, b"".join((COLUMNS | columns).values()) + texts)
+    right = COLUMNS if written == 1 else COLUMNS | PLACES
+    return sealed(head, b"".join((right | columns).values()) + texts, written=written)
 
 
 def named(*names: Any) -> bytes:
@@ -507,6 +534,82 @@ def tree(name: Any) -> bytes:
 def test_the_lies_below_are_of_a_file_that_is_right():
     assert unpack(lying(), path=PATH).names == ["a", "b"]
     assert unpack(named("a", tree((1, 2))), path=PATH).names == ["a", (1, 2)]
+
+
+def test_the_lies_about_packs_are_of_a_file_that_is_right():
+    got = unpack(lying(written=2), path=PATH)
+    key = UUID(bytes=bytes(range(16)))
+    assert [(blob.pack, blob.offset) for blob in got.blobs] == [(None, 0), (Pack(key, 100, 5), 70)]
+    assert got.files == {UUID(int=0), key}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"packs": struct.pack("<2I", 0, 2)},
+        {"packs": struct.pack("<2I", 0, 2**32 - 1)},
+        {"packs": struct.pack("<2I", 0, 0)},  # and an offset
+        {"packs": struct.pack("<2I", 0, 0), "offsets": bytes(16)},  # a pack that holds nothing
+        {"offsets": struct.pack("<2Q", 1, 70)},  # of a file of its own
+        {"offsets": struct.pack("<2Q", 0, 71)},  # beyond the end
+        {"offsets": struct.pack("<2Q", 0, 2**63)},
+        {"offsets": struct.pack("<2Q", 0, 2**64 - 30)},  # the end of its record modulo 2**64 is 0
+        {"packs": b"", "offsets": b""},
+        {"packs": b"", "offsets": b"", "count": b"", "table": b""},
+        {"count": struct.pack("<I", 0), "table": b"", "packs": bytes(8), "offsets": bytes(16)},
+        {"count": b"", "table": b""},
+        {"count": struct.pack("<I", 2)},
+        {"count": struct.pack("<I", 3)},
+        {"count": struct.pack("<I", 2**32 - 1)},
+        {"table": struct.pack("<16sQQ", bytes(16), 99, 5)},  # shorter than the record's end
+        {"table": struct.pack("<16sQQ", bytes(16), 2**63, 5)},
+        {"table": struct.pack("<16sQQ", bytes(16), 2**64 - 1, 5)},
+        {
+            "packs": struct.pack("<2I", 1, 2),
+            "offsets": struct.pack("<2Q", 70, 70),
+            "count": struct.pack("<I", 2),
+            "table": struct.pack("<16sQQ", bytes(16), 100, 5) * 2,  # two of one key
+        },
+    ],
+    ids=lambda columns: repr(columns)[:60],
+)
+def test_packs_that_lie_are_damage(columns):
+    damaged(lying(written=2, **columns))
+
+
+def test_a_blob_that_does_not_fit_its_pack_is_not_written():
+    for wrong in (
+        packed(blob(), 0, 59_000),
+        replace(blob(), offset=5),
+        packed(blob(), 0, -1),
+        packed(replace(blob(), disk_bytes=2**62), 0, 2**63),
+        replace(blob(), pack=Pack(PACKS[0].key, 2**63, 1), offset=5),
+    ):
+        with pytest.raises((ValueError, OverflowError)):
+            pack(manifest(["a"], [wrong]))
+    twice = [packed(blob(1), 0), replace(packed(blob(2), 0), pack=replace(PACKS[0], digest=1))]
+    with pytest.raises(ValueError, match="one key"):
+        pack(manifest(["a", "b"], twice))
+
+
+def test_a_checkpoint_without_packs_is_one_that_format_1_has():
+    assert joined(manifest(["a"]))[6:8] == b"\x01\x00"
+    assert joined(manifest(["a"], [packed(blob(), 1)]))[6:8] == b"\x02\x00"
+
+
+@given(st.data())
+def test_flipped_bits_of_packs_under_right_checksums_are_damage_or_a_manifest(data):
+    raw = bytearray(lying(written=2))
+    size = head_size(raw, path=PATH)
+    start = size + 46 * 2
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(start, start + 24 + 36))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        got = unpack(sealed(bytes(raw[PREFIX_SIZE:size]), bytes(raw[size:]), written=2), path=PATH)
+    except CorruptCheckpointError:
+        return
+    for each in got.blobs:
+        assert each.pack is None or each.offset + each.disk_bytes <= each.pack.nbytes
 
 
 @pytest.mark.parametrize("field", [field for field in HEAD if field not in ("tag", "meta")])
@@ -765,8 +868,14 @@ MANY = 100_000
         crowd(MANY, START + b"\xa1a" * MANY),
         crowd(1, START + b"\x90" * 5_000_000),
         sealed(b"", b"", head_length=2**62, body_length=2**62),
+        lying(written=2, count=struct.pack("<I", 2**32 - 1)),
+        sealed(
+            msgpack.packb(HEAD | {"count": MANY, "nbytes": 0, "disk_bytes": 0}),
+            bytes(58 * MANY) + struct.pack("<I", MANY) + bytes(32 * MANY),
+            written=2,
+        ),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_a_lie_allocates_no_more_than_twice_the_file_and_a_little(raw):
     damaged(raw)

@@ -19,9 +19,10 @@ from fbcache.checkpoint.manifest import FORMAT
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def contents() -> dict[Any, Any]:
-    """What the fixture of format 1 holds."""
-    return {
+def contents(number: int = FORMAT) -> dict[Any, Any]:
+    """What the fixture of a format holds; from format 2 on enough small values to be packed."""
+    many = {("row", n): {"n": n, "rest": [n] * (n % 5)} for n in range(20)} if number > 1 else {}
+    return many | {
         "array": np.arange(12.0).reshape(3, 4),
         ("tile", 3): np.arange(5, dtype=">i2"),
         "nested": {"a": [1, 2.5, None], "b": (True, b"bytes"), 3: "three"},
@@ -51,7 +52,7 @@ def test_a_checkpoint_of_a_released_format_opens_and_is_whole(number: int, tmp_p
     directory = tmp_path / "checkpoint"
     shutil.copytree(FIXTURES / f"format-{number}", directory)
     with FBPool.from_checkpoint(directory, tag="first", memory="1MB", directory=tmp_path / "spill") as pool:
-        for name, value in contents().items():
+        for name, value in contents(number).items():
             with pool.get(name) as loaded:
                 assert equal(loaded, value), name
         newest = pool.restore(directory, replace=True)
@@ -61,7 +62,7 @@ def test_a_checkpoint_of_a_released_format_opens_and_is_whole(number: int, tmp_p
     with TrackedDirectory(directory) as tracked:
         assert [c.tag for c in tracked.checkpoints()] == ["first", None]
         assert tracked.verify().ok
-        assert len(tracked) == 6
+        assert len(tracked) == len(contents(number)) + 1
 
 
 if __name__ == "__main__":

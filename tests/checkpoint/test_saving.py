@@ -218,7 +218,7 @@ def test_one_changed_entry_of_many_costs_one_link_and_is_the_only_one_written(po
 def test_a_second_save_to_a_path_looks_into_no_shard_unless_another_process_wrote_meanwhile(
     pool, target, disk, spawn
 ):
-    for number in range(30):
+    for number in range(12):  # too few for a pack
         pool[number] = number
     pool.save(target)
     shards = len(list(target.glob("??")))
@@ -509,7 +509,6 @@ def test_a_saver_without_commit_takes_back_what_it_brought_in(pool, target, rest
     with TrackedDirectory(target) as tracked:
         with tracked.saving() as saver:
             key = saver.persist(fb)
-            assert blob_of(target, key).exists()
         assert key not in tracked and blobs_in(target) == former
         with pytest.raises(ZeroDivisionError), tracked.saving() as saver:
             saver.persist(fb)

@@ -187,9 +187,88 @@ def test_many_blobs_are_all_checked_on_any_number_of_cores(target, make_pool, mo
     with make_pool() as pool:
         for number in range(100):
             pool[number] = number
-        pool.save(target)
-        bad = [pool.persist(number, target) for number in (0, 50, 99)]
+        keys = [pool.persist(number, target) for number in range(100)]
+        bad = [keys[number] for number in (0, 50, 99)]
     for key in bad:
         flip(blob_of(target, key), -1)
     report = verify(target)
     assert report.checked == 100 and {damage.key for damage in report.damaged} == set(bad)
+
+
+# ------------------------------------------------------------------------------------- packs
+
+
+@pytest.fixture
+def packed(target, make_pool):
+    """Two checkpoints of packed values, of which most is the same; the newest manifest."""
+    with make_pool("4MB", store="auto") as pool:
+        for number in range(60):
+            pool[number] = {"n": number}
+        pool.save(target, keep=None)
+        for number in range(40, 60):
+            pool[number] = {"n": -number}
+        pool.save(target, keep=None)
+    with TrackedDirectory(target, readonly=True) as reader:
+        return reader._directory.versions.read(2)
+
+
+def place_of(target, manifest, row):
+    blob = manifest.blobs[row]
+    return blob_of(target, blob.pack.key), blob
+
+
+def test_packs_that_are_whole_are_checked_as_one_blob_each(target, packed):
+    assert len({blob.pack for blob in packed.blobs}) == 2
+    report = verify(target)
+    assert report.ok and report.checked == 2 and report.nbytes == sum(
+        blob_of(target, key).stat().st_size for key in packed.files
+    )
+
+
+def test_of_a_damaged_pack_the_records_are_told_that_are_damaged(target, packed):
+    for row in (3, 50):
+        path, blob = place_of(target, packed, row)
+        flip(path, blob.offset + blob.disk_bytes - 1)
+    report = verify(target)
+    found = {damage.key: damage for damage in report.damaged}
+    assert len(report.damaged) == 2 and found.keys() == {packed.keys[3], packed.keys[50]}
+    assert found[packed.keys[3]].names == ((1, 3), (2, 3)) and found[packed.keys[50]].names == ((2, 50),)
+    for row in (3, 50):
+        path, blob = place_of(target, packed, row)
+        damage = found[packed.keys[row]]
+        assert damage.path == str(path) and damage.pack == blob.pack.key and "checksum" in damage.reason
+
+
+@pytest.mark.parametrize("place", [17, 60, -1])
+def test_a_pack_that_is_damaged_between_its_records_is_told_by_itself(target, packed, place):
+    path, blob = place_of(target, packed, 0)
+    if place < 0:
+        with open(path, "ab") as file:
+            file.write(b"more")
+    else:
+        flip(path, place)
+    (damage,) = verify(target).damaged
+    assert (damage.key, damage.pack, damage.names) == (blob.pack.key, blob.pack.key, ())
+    assert damage.path == str(path) and "every value" in damage.reason
+
+
+def test_a_pack_that_is_gone_or_short_damages_what_is_in_it(target, packed):
+    path, blob = place_of(target, packed, 0)
+    raw = path.read_bytes()
+    inside = [n for n in range(60) if packed.blobs[n].pack == blob.pack]
+    path.write_bytes(raw[: packed.blobs[inside[10]].offset + 5])
+    cut = {packed.keys[n] for n in inside if packed.blobs[n].offset >= packed.blobs[inside[10]].offset}
+    found = {damage.key for damage in verify(target).damaged}
+    assert cut <= found and not found & {packed.keys[n] for n in inside if packed.keys[n] not in cut}
+    path.unlink()
+    report = verify(target)
+    assert {damage.key for damage in report.damaged} >= {packed.keys[n] for n in inside}
+    assert all("gone" in damage.reason and damage.path == str(path) for damage in report.damaged)
+
+
+def test_another_pack_in_the_place_of_one_is_told(target, packed):
+    first, second = (place_of(target, packed, row)[0] for row in (0, 59))
+    raw = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(raw)
+    assert len(verify(target).damaged) >= 60
