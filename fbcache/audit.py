@@ -21,6 +21,10 @@ def mend(residency: Residency) -> None:
     residency.resident_bytes = _resident(residency)
     residency.pinned_bytes = _pinned(residency)
     residency.resume()
+    few = {*residency.requests, *residency.watchers, *residency.ghosts, *residency.codecs, *residency.noted}
+    for entry in few - residency.entries:
+        if entry.state is State.DROPPED:
+            residency.forget_dropped(entry)
     for entry in list(residency.entries):
         if entry.waiters is not None:
             was_held = entry.held
@@ -70,7 +74,7 @@ def _check_entry(residency: Residency, entry: Entry) -> None:
         raise InternalError(f"{entry!r} is free, and waited for")
     if not (entry.owned or entry.held or entry.waiters) and entry not in residency.lost_handles:
         raise InternalError(f"{entry!r} belongs to nobody")
-    if entry.requests is not None and not _will_be_answered(residency, entry):
+    if entry in residency.requests and not _will_be_answered(residency, entry):
         raise InternalError(f"{entry!r} is to be written, and would never be")
     if _homeless(entry):
         raise InternalError(f"{entry!r} is in memory and would never be evicted")

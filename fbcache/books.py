@@ -29,6 +29,7 @@ from fbcache.codec.frames import Codec
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
 from fbcache.errors import FBCacheError, PoolClosedError
 from fbcache.events import EventLog
+from fbcache.freezing import Ghost
 from fbcache.keys import KeyIndex
 from fbcache.waiting import Answer, Hold, Waiter
 from fbcache.workers import Workers
@@ -48,7 +49,6 @@ class Books:
         self.why_closed: Callable[[], FBCacheError] = _closed
         self.entries: set[Entry] = set()
         self.ending: set[Entry] = set()  # dropped while their blob was being written
-        self.ghosts: set[Entry] = set()  # evicted, and still referred to by the program
         self.keys = KeyIndex()
         self.resident_bytes = 0
         self.pinned_bytes = 0
@@ -57,7 +57,11 @@ class Books:
         self.lost_handles: deque[Entry] = deque()
         self.lost_guards: deque[Hold] = deque()
         self.lost_wants: deque[Any] = deque()
-        # Of few entries, or of none: codecs of their own, and fingerprints.
+        # Of few entries, or of none: who waits for its blob to be written, or for its load to end; weak
+        # references to evicted values, which the program may still have; codecs of their own; fingerprints.
+        self.requests: dict[Entry, list[Answer | Future[None]]] = {}
+        self.watchers: dict[Entry, list[Waiter]] = {}
+        self.ghosts: dict[Entry, Ghost] = {}
         self.codecs: dict[Entry, Codec] = {}
         self.noted: dict[Entry, int] = {}
         # Who waits for what a decision may bring about.
@@ -131,12 +135,11 @@ class Books:
             except IndexError:
                 break
             del value
-            ghost = entry.ghost
+            ghost = self.ghosts.get(entry)
             if ghost is not None and not ghost.alive:
                 with self.lock:
-                    if entry.ghost is ghost:
-                        self.ghosts.discard(entry)
-                        entry.ghost = None
+                    if self.ghosts.get(entry) is ghost:
+                        del self.ghosts[entry]
 
     def resume(self) -> None:
         """Have the workers look again for what is to be done; a call too many does no harm."""
@@ -197,7 +200,6 @@ class Books:
             entry.order.remove(entry)
         entry.state = state
         self.entries.discard(entry)
-        self.ghosts.discard(entry)
         if entry.key is not None and entry.exposed:
             self.keys.forget(entry.key, entry)
         if entry.held and former in IN_MEMORY:  # at close() only
@@ -206,12 +208,16 @@ class Books:
             self.ending.add(entry)
         elif former in IN_MEMORY:
             self.resident_bytes -= entry.nbytes
-        if self.codecs or self.noted:
-            self.codecs.pop(entry, None)
-            self.noted.pop(entry, None)
         self._garbage.append((entry, entry.value))
         entry.value = MISSING
         self.release(entry)
+        self.forget_dropped(entry)
+
+    def forget_dropped(self, entry: Entry) -> None:
+        """Let everybody go who waits for what will not come to be. A second call does no harm."""
+        self.ghosts.pop(entry, None)
+        self.codecs.pop(entry, None)
+        self.noted.pop(entry, None)
         self._answer(entry, PoolClosedError("the pool was closed") if self.closed else None)
         self.wake_watchers(entry)
 
@@ -235,18 +241,19 @@ class Books:
             self._workers.submit(self.delete_job)
 
     def _answer(self, entry: Entry, error: BaseException | None) -> None:
-        requests = entry.requests
+        requests = self.requests.get(entry)
         if requests is not None:
-            entry.requests = None
-            self._answers.extend((answer, error) for answer in requests)
+            for answer in requests:
+                self._answers.append((answer, error))
+            del self.requests[entry]  # last: who is answered twice, after an interrupt, hears it once
 
     def wake_watchers(self, entry: Entry) -> None:
         """Let those go on who waited for a load."""
-        watchers = entry.watchers
+        watchers = self.watchers.get(entry)
         if watchers is not None:
-            entry.watchers = None
             for waiter in watchers:
                 waiter.wake()
+            del self.watchers[entry]
 
 
 def _nothing() -> None:
@@ -265,7 +272,7 @@ def _give(answer: Answer | Future[None], error: BaseException | None) -> None:
 
 
 def _end(future: Future[None], error: BaseException | None) -> None:
-    if not future.set_running_or_notify_cancel():
+    if future.done() or not future.set_running_or_notify_cancel():
         return
     if error is None:
         future.set_result(None)

@@ -243,12 +243,11 @@ class Budget(Books):
             self.noted.pop(entry, None)  # what comes back may be laid out otherwise
         entry.state = state
         entry.value = MISSING
-        entry.ghost = ghost
         self.resident_bytes -= entry.nbytes
         if entry.held:  # a write guard that is about to load it anew
             self.pinned_bytes -= entry.nbytes
         if ghost is not None:
-            self.ghosts.add(entry)
+            self.ghosts[entry] = ghost
         self.evictions += 1
         if self.log is not None and entry.token is not None:
             seconds, entry.token.seconds = entry.token.seconds, 0.0
@@ -269,7 +268,7 @@ class Budget(Books):
             return
         if self.policy.owns(entry):
             self.policy.touch(entry)
-        elif entry.requests is not None or entry.stuck:
+        elif entry.stuck or entry in self.requests:
             return  # it is to be written all the same, or to stay whatever comes
         elif entry.order is not None:
             entry.order.remove(entry)
@@ -282,9 +281,7 @@ class Budget(Books):
         if entry.state is State.DROPPED:
             self._answers.append((answer, None))
             return
-        if entry.requests is None:
-            entry.requests = []
-        entry.requests.append(answer)
+        self.requests.setdefault(entry, []).append(answer)
         self.attend(entry)
 
     def request_eviction(self, entry: Entry, answer: Answer) -> bool:
@@ -295,8 +292,8 @@ class Budget(Books):
         return True
 
     def attend(self, entry: Entry) -> None:
-        """Answer those who have asked for the entry's blob, or see that it is written as soon as it can be."""
-        if entry.requests is None:
+        """Answer those who have asked for the entry's blob, or have it written as soon as it can be."""
+        if entry not in self.requests:
             return
         if entry.token is not None:  # a rollback may have brought it back
             self._answer(entry, None)

@@ -893,7 +893,7 @@ class FBPool:
             resident_bytes=r.resident_bytes,
             pinned_bytes=r.pinned_bytes,
             writing_bytes=r.writing_bytes,
-            lingering_bytes=sum(e.nbytes for e in r.ghosts if e.ghost is not None and e.ghost.alive),
+            lingering_bytes=sum(e.nbytes for e, ghost in r.ghosts.items() if ghost.alive),
             spilled_bytes=sum(e.nbytes for e in spilled),
             disk_bytes=self._engine.store.disk_bytes,
             hits=r.hits,

@@ -112,7 +112,7 @@ class Residency(Adoption):
                 entry.exact = True
                 if payload > entry.nbytes:
                     self.correct_size(entry, payload)
-            if entry.requests is not None:
+            if entry in self.requests:
                 self._answer(entry, None)
             if entry.captures is not None:
                 self.give_captures(entry, token)
@@ -171,7 +171,7 @@ class Residency(Adoption):
     def _surface(self, entry: Entry, error: BaseException, hopeless: bool) -> None:
         """Give the error to the calls that wait for this write, or keep it for ``drain()``."""
         heard = self.fail_captures(entry, error)
-        if entry.requests is not None:
+        if entry in self.requests:
             self._answer(entry, error)
             heard = True
         if heard:
@@ -224,8 +224,7 @@ class Residency(Adoption):
 
     def take_in(self, entry: Entry) -> None:
         """Count a value that is back in memory."""
-        entry.ghost = None
-        self.ghosts.discard(entry)
+        self.ghosts.pop(entry, None)
         self.resident_bytes += entry.nbytes
         if entry.held:
             self.pinned_bytes += entry.nbytes
@@ -257,7 +256,7 @@ class Residency(Adoption):
 
     def recall(self, entry: Entry) -> bool:
         """Bring a spilled value back from the program's own variables, if it is there."""
-        ghost = entry.ghost
+        ghost = self.ghosts.get(entry)
         value = None if ghost is None else ghost.recall()
         if value is None:
             return False
@@ -269,9 +268,7 @@ class Residency(Adoption):
     def watch(self, entry: Entry) -> Waiter:
         """Return what ends when the load that is under way does."""
         waiter = Waiter()
-        if entry.watchers is None:
-            entry.watchers = []
-        entry.watchers.append(waiter)
+        self.watchers.setdefault(entry, []).append(waiter)
         return waiter
 
     # ------------------------------------------------------------------------ deletion
