@@ -76,6 +76,7 @@ class Books:
         self.delete_job: Callable[[], None] = _nothing
         # What a recorder is to hear, if there is one.
         self.log: EventLog | None = None
+        self.took: dict[Entry, float] = {}  # how long the write took, until it hears of that
         self._workers = workers
         self._mend = mend
         self.hits = self.misses = self.loads = self.spills = 0
@@ -218,6 +219,7 @@ class Books:
         self.ghosts.pop(entry, None)
         self.codecs.pop(entry, None)
         self.noted.pop(entry, None)
+        self.took.pop(entry, None)
         self._answer(entry, PoolClosedError("the pool was closed") if self.closed else None)
         self.wake_watchers(entry)
 

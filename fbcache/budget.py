@@ -250,7 +250,7 @@ class Budget(Books):
             self.ghosts[entry] = ghost
         self.evictions += 1
         if self.log is not None and entry.token is not None:
-            seconds, entry.token.seconds = entry.token.seconds, 0.0
+            seconds = self.took.pop(entry, 0.0)
             self.log.note(EventKind.EVICTION, entry, entry.token.key, entry.nbytes, seconds)
         if entry.reloaded:
             self.clean_evictions += 1

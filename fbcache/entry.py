@@ -132,6 +132,9 @@ MISSING: Final[Any] = _Missing()
 _SLOT_SHIFT: Final = 48
 _NBYTES: Final = (1 << _SLOT_SHIFT) - 1
 
+_UNVERIFIED: Final = 1
+_ALLOW_PICKLE: Final = 2
+
 _naming = Lock()
 
 
@@ -142,16 +145,9 @@ class Token:
     ----------
     shares : int
         How many entries, loads, captures and saved contents need it.
-    unverified : bool
-        Whether its payload is still to be compared with its checksums: it was not written by this
-        pool, or the disk has failed to make it durable.
-    allow_pickle : bool
-        Whether code from it may run; so for what this pool has written.
-    seconds : float
-        How long its write took, until a recorder has heard of it.
     """
 
-    __slots__ = ("_key", "_place", "allow_pickle", "seconds", "shares", "unverified")
+    __slots__ = ("_key", "_marks", "_place", "shares")
 
     def __init__(
         self,
@@ -166,9 +162,7 @@ class Token:
         nbytes = min(nbytes, _NBYTES)  # a manifest may say anything
         self._place = nbytes if slot is None else nbytes | (slot + 1) << _SLOT_SHIFT
         self.shares = 1
-        self.unverified = unverified
-        self.allow_pickle = allow_pickle
-        self.seconds = 0.0
+        self._marks = _UNVERIFIED * unverified | _ALLOW_PICKLE * allow_pickle
 
     @property
     def key(self) -> UUID:
@@ -194,6 +188,27 @@ class Token:
     @nbytes.setter
     def nbytes(self, nbytes: int) -> None:
         self._place = self._place & ~_NBYTES | min(nbytes, _NBYTES)
+
+    @property
+    def unverified(self) -> bool:
+        """Whether its payload is still to be compared with its checksums.
+
+        So for what was not written by this pool, or what the disk has failed to make durable.
+        """
+        return bool(self._marks & _UNVERIFIED)
+
+    @unverified.setter
+    def unverified(self, unverified: bool) -> None:
+        self._marks = self._marks & ~_UNVERIFIED | _UNVERIFIED * unverified
+
+    @property
+    def allow_pickle(self) -> bool:
+        """Whether code from it may run; so for what this pool has written."""
+        return bool(self._marks & _ALLOW_PICKLE)
+
+    @allow_pickle.setter
+    def allow_pickle(self, allow_pickle: bool) -> None:
+        self._marks = self._marks & ~_ALLOW_PICKLE | _ALLOW_PICKLE * allow_pickle
 
     @property
     def slot(self) -> int:

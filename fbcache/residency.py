@@ -98,8 +98,6 @@ class Residency(Adoption):
         self._write_ended(entry, Event.WRITTEN)
         # What was named meanwhile, as it was shown to somebody, keeps its name.
         token = Token(order.key if order.key is not None else entry.key, disk_bytes, slot=outcome.slot)
-        if self.log is not None:
-            token.seconds = monotonic() - order.since
         self.spills += 1
         self.bytes_written += disk_bytes
         self.suspended = False
@@ -108,6 +106,8 @@ class Residency(Adoption):
         else:
             entry.token = token
             entry.reloaded = False
+            if self.log is not None:
+                self.took[entry] = monotonic() - order.since
             if not entry.exact:
                 entry.exact = True
                 if payload > entry.nbytes:
