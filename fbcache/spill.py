@@ -11,6 +11,7 @@ Guarantees
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Protocol
@@ -173,7 +174,7 @@ class Spiller:
             slots, sizes = self._packing.append([frames for _, frames in together])
         except BaseException as error:
             if len(together) == 1:
-                self._decisions.write_failed(together[0][0], error, hopeless=False)
+                self._decisions.write_failed(together[0][0], error, hopeless=_is_too_large(error))
                 return
             for one in together:  # there may be room for some
                 self._pack([one])
@@ -303,3 +304,6 @@ class Spiller:
             )
         return found
 
+
+def _is_too_large(error: BaseException) -> bool:
+    return isinstance(error, StorageError) and error.errno == errno.EMSGSIZE
