@@ -99,6 +99,7 @@ class Adoption(Captures):
 
     def dying(self, keys: Iterable[UUID]) -> Waiter | None:
         """Return what to wait for if the blob of one of ``keys`` is being deleted at this moment."""
+        self.check_open()
         for key in keys:
             token = self.known.get(key)
             if token is not None and token.shares == 0 and token not in self._deletions:
@@ -131,9 +132,9 @@ class Adoption(Captures):
         entry.handles = 1
         adoptee.lost = self.lost_handles
         adoptee.entry = entry
+        self.entries.add(entry)
         if adoptee.token.allow_pickle:
             token.allow_pickle = True
-        self.entries.add(entry)
 
     def release_adoptee(self, adoptee: Adoptee) -> None:
         """Give up the ownership that :meth:`adopt` has left with the caller."""

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from fbcache.codec.frames import Codec
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
-from fbcache.errors import FBCacheError, PoolClosedError
+from fbcache.errors import DeadlockError, FBCacheError, PoolClosedError
 from fbcache.events import EventLog
 from fbcache.freezing import Ghost
 from fbcache.keys import KeyIndex
@@ -45,6 +45,7 @@ class Books:
         self.lock: Any = RLock()
         self.torn = False
         self._deciding = False
+        self.within = False  # whether a finalizer calls the pool amid a decision of its own thread
         self.closed = False
         self.why_closed: Callable[[], FBCacheError] = _closed
         self.entries: set[Entry] = set()
@@ -69,7 +70,8 @@ class Books:
         self.idlers: list[Waiter] = []
         # Dealt with after the lock is released.
         self._garbage: deque[tuple[Entry, Any]] = deque()
-        self._answers: deque[tuple[Answer | Future[None], BaseException | None]] = deque()
+        # Ended by a job of the workers.
+        self._futures: deque[tuple[Future[None], BaseException | None]] = deque()
         # Blobs that nobody needs.
         self._deletions: deque[Token] = deque()
         self.deleting_count = 0  # of those, being deleted now
@@ -94,7 +96,7 @@ class Books:
             with self.lock:
                 if self._deciding:  # the collector has run a finalizer that calls the pool
                     within = True
-                    return act(*args, **kwargs)
+                    return self._run_within(act, *args, **kwargs)
                 try:
                     self._deciding = True
                     if self.torn:
@@ -115,8 +117,22 @@ class Books:
             log = self.log
             if log is not None and log.untold and not within:
                 log.hand_over()
-            if self._garbage or self._answers:
+            if self._garbage:
                 self._clear()
+        return result
+
+    def _run_within(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Decide for a finalizer that runs under the lock: nobody could do what it would wait for."""
+        before = self.within
+        try:
+            self.within = True
+            result = act(*args, **kwargs)
+        finally:
+            self.within = before
+            if self.room or self.idlers:  # whom the decision that is under way may not look at any more
+                self._workers.submit(self.reap)
+        if isinstance(result, Waiter):
+            raise DeadlockError("a finalizer that runs while its own thread has the pool's lock cannot wait")
         return result
 
     def _let_in(self) -> None:
@@ -124,16 +140,10 @@ class Books:
         raise NotImplementedError
 
     def _clear(self) -> None:
-        while self._answers:
-            try:
-                answer, error = self._answers.popleft()
-            except IndexError:  # another thread was faster
-                break
-            _give(answer, error)
         while self._garbage:
             try:
                 entry, value = self._garbage.popleft()
-            except IndexError:
+            except IndexError:  # another thread was faster
                 break
             del value
             ghost = self.ghosts.get(entry)
@@ -142,10 +152,26 @@ class Books:
                     if self.ghosts.get(entry) is ghost:
                         del self.ghosts[entry]
 
+    def let_die(self, entry: Entry, value: Any) -> None:
+        """Keep what the caller is about to let go of alive until the lock is released."""
+        self._garbage.append((entry, value))
+
+    def end_futures(self) -> None:
+        """Answer those who wait for a write by a future. Outside the lock."""
+        while self._futures:
+            try:
+                ended = self._futures[0]
+                _end(*ended)
+                self._futures.remove(ended)  # last: what an interrupt tears is done again
+            except (IndexError, ValueError):  # another thread was faster
+                pass
+
     def resume(self) -> None:
         """Have the workers look again for what is to be done; a call too many does no harm."""
         if self._deletions:
             self._workers.submit(self.delete_job)
+        if self._futures:
+            self._workers.submit_foreign(self.end_futures)
 
     def check_open(self) -> None:
         """Raise PoolClosedError after ``close()``, and ForkedPoolError in a forked child."""
@@ -199,15 +225,15 @@ class Books:
         former = entry.state
         if entry.order is not None:
             entry.order.remove(entry)
+        if former is State.WRITING:  # the value takes memory until the write ends
+            self.ending.add(entry)
         entry.state = state
         self.entries.discard(entry)
         if entry.key is not None and entry.exposed:
             self.keys.forget(entry.key, entry)
         if entry.held and former in IN_MEMORY:  # at close() only
             self.pinned_bytes -= entry.nbytes
-        if former is State.WRITING:  # the value takes memory until the write ends
-            self.ending.add(entry)
-        elif former in IN_MEMORY:
+        if former in IN_MEMORY and former is not State.WRITING:
             self.resident_bytes -= entry.nbytes
         self._garbage.append((entry, entry.value))
         entry.value = MISSING
@@ -246,8 +272,15 @@ class Books:
         requests = self.requests.get(entry)
         if requests is not None:
             for answer in requests:
-                self._answers.append((answer, error))
+                self._give(answer, error)
             del self.requests[entry]  # last: who is answered twice, after an interrupt, hears it once
+
+    def _give(self, answer: Answer | Future[None], error: BaseException | None) -> None:
+        if isinstance(answer, Answer):
+            answer.wake(error)
+        else:  # its callbacks are the program's code, and may wait for what this thread is about to do
+            self._futures.append((answer, error))
+            self._workers.submit_foreign(self.end_futures)
 
     def wake_watchers(self, entry: Entry) -> None:
         """Let those go on who waited for a load."""
@@ -266,17 +299,16 @@ def _closed() -> FBCacheError:
     return PoolClosedError("the pool was closed; make a new FBPool")
 
 
-def _give(answer: Answer | Future[None], error: BaseException | None) -> None:
-    if isinstance(answer, Answer):
-        answer.wake(error)
-    else:
-        _end(answer, error)
-
-
 def _end(future: Future[None], error: BaseException | None) -> None:
-    if future.done() or not future.set_running_or_notify_cancel():
+    if future.done() and not future.cancelled():
         return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    try:
+        # It tells those that wait for it among others, too. Running already: an interrupt came in between.
+        if not (future.running() or future.set_running_or_notify_cancel()):
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+    except (RuntimeError, InvalidStateError):  # another thread was faster
+        return

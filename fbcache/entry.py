@@ -169,10 +169,11 @@ class Token:
         """The blob's key. One that is packed gets it when it is first asked for."""
         key = self._key
         if key is None:
+            fresh = uuid4()
             with _naming:
                 key = self._key
                 if key is None:
-                    key = self._key = uuid4()
+                    key = self._key = fresh
         return key
 
     @property
@@ -476,6 +477,11 @@ class Entry(Node):
             raise DeadlockError(
                 f"{self._label()} is held for writing by this {_kind(hold.owner)} already; "
                 "use that guard's value, or leave it first"
+            )
+        if any(w.hold is not None and w.hold.owner == hold.owner for w in self.waiters or ()):
+            raise DeadlockError(
+                f"{self._label()} is waited for by this {_kind(hold.owner)} already; what it calls while it "
+                "waits, a finalizer or a signal's handler, cannot have it"
             )
         if exclusive and self.readers is not None and self._reads(hold.owner):
             raise DeadlockError(

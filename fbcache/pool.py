@@ -809,8 +809,9 @@ class FBPool:
         ------
         KeyError
             A name is unknown; nothing was done.
-        DiskFullError, StorageError, UnsupportedTypeError
-            A value could not be written; it is still in memory. The others were dropped.
+        DiskFullError, StorageError, UnsupportedTypeError, MutatedError
+            A value could not be written, or with ``debug=True`` was changed; it is still in memory. The
+            others were dropped.
         """
         if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int) or nbytes < 0):
             raise ValueError(f"nbytes is a number of bytes from 0 up, not {nbytes!r}")
@@ -921,11 +922,11 @@ class FBPool:
         """
         residency = self._engine.residency
         residency.check_open()
+        residency.run(residency.withdraw_abandoned)
         residency.run(self._validate)
 
     def _validate(self) -> None:
         residency = self._engine.residency
-        residency.withdraw_abandoned()
         audit.check(residency)
         named = {e for e in residency.entries if e.named}
         if named != set(self._engine.names.values()):

@@ -12,7 +12,7 @@ Guarantees
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
@@ -112,12 +112,13 @@ class Decisions(Protocol):
 class Spiller:
     """Does what it is told, with a codec and a store."""
 
-    __slots__ = ("_batching", "_codec", "_decisions", "_packing", "_store")
+    __slots__ = ("_batching", "_codec", "_decisions", "_packing", "_store", "check")
 
     def __init__(self, decisions: Decisions, codec: Codec, store: BlobStore) -> None:
         self._decisions = decisions
         self._codec = codec
         self._store = store
+        self.check: Callable[[Entry, Any], None] | None = None  # in debug mode, of what is to be written
         self._packing = store if isinstance(store, Packing) else None
         self._batching = store if isinstance(store, Batching) else None
 
@@ -162,6 +163,8 @@ class Spiller:
 
     def _try_to_encode(self, order: WriteOrder) -> Frames | None:
         try:
+            if self.check is not None:
+                self.check(order.entry, order.value)
             return self._encode(order)
         except BaseException as error:
             # Memory may come free again; what cannot be encoded stays so.
@@ -220,6 +223,7 @@ class Spiller:
             order.started = True
             self._decisions.loaded(order, self._read(order))
         except BaseException:
+            order.started = False  # should an interrupt come now, the guard gives the load up
             self._decisions.load_failed(order)
             raise
 
