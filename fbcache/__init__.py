@@ -24,7 +24,7 @@ The map of the house, from the street to the cellar; each room imports only from
     the acts, outside the lock, and the threads that do them
 ``keys``, ``entry``
     one value's life: key, states, lock
-``waiting``, ``lru``, ``freezing``, ``sizeof``, ``stats``, ``events``, ``memory``
+``waiting``, ``lru``, ``freezing``, ``parts``, ``sizeof``, ``stats``, ``events``, ``memory``
     waiting in threads and tasks, orders of eviction, read-only values, sizes, figures, events, limits
 ``store``
     blobs by key: files, maps, sessions, and the one seam for system calls

@@ -221,9 +221,9 @@ class Adoption(Captures):
         entry.handles = 1
         adoptee.lost = self.lost_handles
         adoptee.entry = entry
+        self.entries.add(entry)
         if adoptee.token.allow_pickle:
             token.allow_pickle = True
-        self.entries.add(entry)
 
     def release_adoptee(self, adoptee: Adoptee) -> None:
         """Give up the ownership that :meth:`adopt` has left with the caller."""

@@ -21,6 +21,10 @@ def mend(residency: Residency) -> None:
     residency.resident_bytes = _resident(residency)
     residency.pinned_bytes = _pinned(residency)
     residency.resume()
+    few = {*residency.requests, *residency.watchers, *residency.ghosts, *residency.codecs, *residency.noted}
+    for entry in few - residency.entries:
+        if entry.state is State.DROPPED:
+            residency.forget_dropped(entry)
     for entry in list(residency.entries):
         if entry.waiters is not None:
             was_held = entry.held
@@ -52,6 +56,11 @@ def check(residency: Residency) -> None:
         _check_entry(residency, entry)
         if entry.order is not None and entry not in ordered:
             raise InternalError(f"{entry!r} says it is in an order that does not hold it")
+    waited_for = residency.requests.keys() | residency.watchers.keys()
+    if not waited_for <= residency.entries:
+        raise InternalError(f"dropped entries are still waited for: {waited_for - residency.entries}")
+    if residency.stalled:
+        raise InternalError(f"{residency.stalled} would never go on")
     if ordered - residency.entries:
         raise InternalError(f"dropped entries are still in line: {ordered - residency.entries}")
 
@@ -70,8 +79,12 @@ def _check_entry(residency: Residency, entry: Entry) -> None:
         raise InternalError(f"{entry!r} is free, and waited for")
     if not (entry.owned or entry.held or entry.waiters) and entry not in residency.lost_handles:
         raise InternalError(f"{entry!r} belongs to nobody")
-    if entry.requests is not None and not _will_be_answered(residency, entry):
+    if entry in residency.requests and not _will_be_answered(residency, entry):
         raise InternalError(f"{entry!r} is to be written, and would never be")
+    if entry in residency.watchers and entry.state is not State.LOADING:
+        raise InternalError(f"{entry!r} is waited for as if it were being loaded")
+    if entry.captures is not None and not _will_be_captured(residency, entry):
+        raise InternalError(f"{entry!r} is to be saved, and would never be")
     if _homeless(entry):
         raise InternalError(f"{entry!r} is in memory and would never be evicted")
     if entry.order is not None and entry.state not in IN_MEMORY:
@@ -98,6 +111,12 @@ def _will_be_answered(residency: Residency, entry: Entry) -> bool:
     return entry.token is None
 
 
+def _will_be_captured(residency: Residency, entry: Entry) -> bool:
+    if entry.state is State.RESIDENT and entry.writer is None:
+        return entry in residency.wanted
+    return entry.token is None
+
+
 def _homeless(entry: Entry) -> bool:
     return (
         entry.order is None
@@ -109,7 +128,7 @@ def _homeless(entry: Entry) -> bool:
 
 def _resident(residency: Residency) -> int:
     living = sum(e.nbytes for e in residency.entries if e.state in IN_MEMORY)
-    return living + sum(e.nbytes for e in residency.ending)
+    return living + sum(e.nbytes for e in residency.ending - residency.entries)
 
 
 def _pinned(residency: Residency) -> int:

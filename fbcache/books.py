@@ -21,14 +21,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from fbcache.codec.frames import Codec
 from fbcache.entry import IN_MEMORY, MISSING, Entry, Event, State, Token, next_state
-from fbcache.errors import FBCacheError, PoolClosedError
+from fbcache.errors import DeadlockError, FBCacheError, PoolClosedError
 from fbcache.events import EventLog
+from fbcache.freezing import Ghost
 from fbcache.keys import KeyIndex
 from fbcache.waiting import Answer, Hold, Waiter
 from fbcache.workers import Workers
@@ -44,11 +45,11 @@ class Books:
         self.lock: Any = RLock()
         self.torn = False
         self._deciding = False
+        self.within = False  # whether a finalizer calls the pool amid a decision of its own thread
         self.closed = False
         self.why_closed: Callable[[], FBCacheError] = _closed
         self.entries: set[Entry] = set()
         self.ending: set[Entry] = set()  # dropped while their blob was being written
-        self.ghosts: set[Entry] = set()  # evicted, and still referred to by the program
         self.keys = KeyIndex()
         self.resident_bytes = 0
         self.pinned_bytes = 0
@@ -57,7 +58,11 @@ class Books:
         self.lost_handles: deque[Entry] = deque()
         self.lost_guards: deque[Hold] = deque()
         self.lost_wants: deque[Any] = deque()
-        # Of few entries, or of none: codecs of their own, and fingerprints.
+        # Of few entries, or of none: who waits for its blob to be written, or for its load to end; weak
+        # references to evicted values, which the program may still have; codecs of their own; fingerprints.
+        self.requests: dict[Entry, list[Answer | Future[None]]] = {}
+        self.watchers: dict[Entry, list[Waiter]] = {}
+        self.ghosts: dict[Entry, Ghost] = {}
         self.codecs: dict[Entry, Codec] = {}
         self.noted: dict[Entry, int] = {}
         # Who waits for what a decision may bring about.
@@ -65,13 +70,15 @@ class Books:
         self.idlers: list[Waiter] = []
         # Dealt with after the lock is released.
         self._garbage: deque[tuple[Entry, Any]] = deque()
-        self._answers: deque[tuple[Answer | Future[None], BaseException | None]] = deque()
+        # Ended by a job of the workers.
+        self._futures: deque[tuple[Future[None], BaseException | None]] = deque()
         # Blobs that nobody needs.
         self._deletions: deque[Token] = deque()
         self.deleting_count = 0  # of those, being deleted now
         self.delete_job: Callable[[], None] = _nothing
         # What a recorder is to hear, if there is one.
         self.log: EventLog | None = None
+        self.took: dict[Entry, float] = {}  # how long the write took, until it hears of that
         self._workers = workers
         self._mend = mend
         self.hits = self.misses = self.loads = self.spills = 0
@@ -89,7 +96,7 @@ class Books:
             with self.lock:
                 if self._deciding:  # the collector has run a finalizer that calls the pool
                     within = True
-                    return act(*args, **kwargs)
+                    return self._run_within(act, *args, **kwargs)
                 try:
                     self._deciding = True
                     if self.torn:
@@ -110,8 +117,22 @@ class Books:
             log = self.log
             if log is not None and log.untold and not within:
                 log.hand_over()
-            if self._garbage or self._answers:
+            if self._garbage:
                 self._clear()
+        return result
+
+    def _run_within(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Decide for a finalizer that runs under the lock: nobody could do what it would wait for."""
+        before = self.within
+        try:
+            self.within = True
+            result = act(*args, **kwargs)
+        finally:
+            self.within = before
+            if self.room or self.idlers:  # whom the decision that is under way may not look at any more
+                self._workers.submit(self.reap)
+        if isinstance(result, Waiter):
+            raise DeadlockError("a finalizer that runs while its own thread has the pool's lock cannot wait")
         return result
 
     def _let_in(self) -> None:
@@ -119,29 +140,38 @@ class Books:
         raise NotImplementedError
 
     def _clear(self) -> None:
-        while self._answers:
-            try:
-                answer, error = self._answers.popleft()
-            except IndexError:  # another thread was faster
-                break
-            _give(answer, error)
         while self._garbage:
             try:
                 entry, value = self._garbage.popleft()
-            except IndexError:
+            except IndexError:  # another thread was faster
                 break
             del value
-            ghost = entry.ghost
+            ghost = self.ghosts.get(entry)
             if ghost is not None and not ghost.alive:
                 with self.lock:
-                    if entry.ghost is ghost:
-                        self.ghosts.discard(entry)
-                        entry.ghost = None
+                    if self.ghosts.get(entry) is ghost:
+                        del self.ghosts[entry]
+
+    def let_die(self, entry: Entry, value: Any) -> None:
+        """Keep what the caller is about to let go of alive until the lock is released."""
+        self._garbage.append((entry, value))
+
+    def end_futures(self) -> None:
+        """Answer those who wait for a write by a future. Outside the lock."""
+        while self._futures:
+            try:
+                ended = self._futures[0]
+                _end(*ended)
+                self._futures.remove(ended)  # last: what an interrupt tears is done again
+            except (IndexError, ValueError):  # another thread was faster
+                pass
 
     def resume(self) -> None:
         """Have the workers look again for what is to be done; a call too many does no harm."""
         if self._deletions:
             self._workers.submit(self.delete_job)
+        if self._futures:
+            self._workers.submit_foreign(self.end_futures)
 
     def check_open(self) -> None:
         """Raise PoolClosedError after ``close()``, and ForkedPoolError in a forked child."""
@@ -195,23 +225,27 @@ class Books:
         former = entry.state
         if entry.order is not None:
             entry.order.remove(entry)
+        if former is State.WRITING:  # the value takes memory until the write ends
+            self.ending.add(entry)
         entry.state = state
         self.entries.discard(entry)
-        self.ghosts.discard(entry)
         if entry.key is not None and entry.exposed:
             self.keys.forget(entry.key, entry)
         if entry.held and former in IN_MEMORY:  # at close() only
             self.pinned_bytes -= entry.nbytes
-        if former is State.WRITING:  # the value takes memory until the write ends
-            self.ending.add(entry)
-        elif former in IN_MEMORY:
+        if former in IN_MEMORY and former is not State.WRITING:
             self.resident_bytes -= entry.nbytes
-        if self.codecs or self.noted:
-            self.codecs.pop(entry, None)
-            self.noted.pop(entry, None)
         self._garbage.append((entry, entry.value))
         entry.value = MISSING
         self.release(entry)
+        self.forget_dropped(entry)
+
+    def forget_dropped(self, entry: Entry) -> None:
+        """Let everybody go who waits for what will not come to be. A second call does no harm."""
+        self.ghosts.pop(entry, None)
+        self.codecs.pop(entry, None)
+        self.noted.pop(entry, None)
+        self.took.pop(entry, None)
         self._answer(entry, PoolClosedError("the pool was closed") if self.closed else None)
         self.wake_watchers(entry)
 
@@ -235,18 +269,26 @@ class Books:
             self._workers.submit(self.delete_job)
 
     def _answer(self, entry: Entry, error: BaseException | None) -> None:
-        requests = entry.requests
+        requests = self.requests.get(entry)
         if requests is not None:
-            entry.requests = None
-            self._answers.extend((answer, error) for answer in requests)
+            for answer in requests:
+                self._give(answer, error)
+            del self.requests[entry]  # last: who is answered twice, after an interrupt, hears it once
+
+    def _give(self, answer: Answer | Future[None], error: BaseException | None) -> None:
+        if isinstance(answer, Answer):
+            answer.wake(error)
+        else:  # its callbacks are the program's code, and may wait for what this thread is about to do
+            self._futures.append((answer, error))
+            self._workers.submit_foreign(self.end_futures)
 
     def wake_watchers(self, entry: Entry) -> None:
         """Let those go on who waited for a load."""
-        watchers = entry.watchers
+        watchers = self.watchers.get(entry)
         if watchers is not None:
-            entry.watchers = None
             for waiter in watchers:
                 waiter.wake()
+            del self.watchers[entry]
 
 
 def _nothing() -> None:
@@ -257,17 +299,16 @@ def _closed() -> FBCacheError:
     return PoolClosedError("the pool was closed; make a new FBPool")
 
 
-def _give(answer: Answer | Future[None], error: BaseException | None) -> None:
-    if isinstance(answer, Answer):
-        answer.wake(error)
-    else:
-        _end(answer, error)
-
-
 def _end(future: Future[None], error: BaseException | None) -> None:
-    if not future.set_running_or_notify_cancel():
+    if future.done() and not future.cancelled():
         return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    try:
+        # It tells those that wait for it among others, too. Running already: an interrupt came in between.
+        if not (future.running() or future.set_running_or_notify_cancel()):
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+    except (RuntimeError, InvalidStateError):  # another thread was faster
+        return

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from threading import get_ident
 from typing import Any, Final
 
 from fbcache.books import Books
@@ -50,6 +51,7 @@ class Budget(Books):
         self.writing_bytes = 0
         self.writing_count = 0
         self.suspended = False  # a write has failed: none is begun before a put needs one
+        self.in_hand: dict[int, list[Any]] = {}  # what each thread was told to write, by its identifier
         self.write_job: Callable[[], None]
 
     # ----------------------------------------------------------------------- admission
@@ -60,7 +62,7 @@ class Budget(Books):
         if not self.room:
             self._make_room(entry.nbytes, force=True)
         # A worker comes here in a value's finalizer; who waited for others there would wait for itself.
-        if (not self.room and self._fits(entry.nbytes)) or self._workers.is_worker():
+        if (not self.room and self._fits(entry.nbytes)) or self._may_not_wait():
             self.admit(entry)
             return None
         return self._wait_for_room(Waiter(entry=entry))
@@ -78,6 +80,8 @@ class Budget(Books):
         self.entries.add(entry)
         self.resident_bytes += entry.nbytes
         self.request_write(entry, answer)
+        if self.within:
+            self._answer(entry, None)
 
     def give_up_admission(self, entry: Entry) -> None:
         """Undo what a ``put`` has come to, wherever it was interrupted."""
@@ -98,9 +102,22 @@ class Budget(Books):
         if self.resident_bytes - self.pinned_bytes <= self.budget:
             return None
         self._make_room(0, force=writing)
-        if not self.overfull or self._workers.is_worker():
+        if not self.overfull or self._may_not_wait():
             return None
         return self._wait_for_room(Waiter(hold=hold, exclusive=writing))
+
+    def _may_not_wait(self) -> bool:
+        """Whether this thread would wait for itself."""
+        return self.within or self._workers.is_worker()
+
+    def writes_itself(self, entry: Entry) -> bool:
+        """Whether who waits for the entry's blob would wait for itself, as a finalizer or a codec may.
+
+        It may be another worker that writes it; but that one's finalizer may wait for this one.
+        """
+        if entry.state is not State.WRITING:
+            return self.within and entry.token is None
+        return self.within or any(not order.ended for order in self.in_hand.get(get_ident(), ()))
 
     def _wait_for_room(self, waiter: Waiter) -> Waiter:
         self.room.append(waiter)
@@ -116,19 +133,21 @@ class Budget(Books):
 
     def let_go_on(self, waiter: Waiter, error: BaseException | None = None) -> None:
         """Take a waiter out of the line for room, and wake it."""
+        waiter.wake(error)  # first: one that an interrupt leaves in line is let go again
         self.room.remove(waiter)
         seconds = time.monotonic() - waiter.since
         self.stall_seconds += seconds
         if self.log is not None:
             hold = waiter.hold
             self.log.note_stall(waiter.entry if hold is None else hold.wanted, seconds)
-        waiter.wake(error)
 
     def _let_in(self) -> None:
         while self.room:
             waiter = self.room[0]
             entry = waiter.entry
-            if entry is None:
+            if waiter.done or entry in self.entries:
+                pass  # but for an interrupt it would be gone
+            elif entry is None:
                 self._make_room(0, force=waiter.exclusive)
                 if self.overfull:
                     return
@@ -243,15 +262,14 @@ class Budget(Books):
             self.noted.pop(entry, None)  # what comes back may be laid out otherwise
         entry.state = state
         entry.value = MISSING
-        entry.ghost = ghost
         self.resident_bytes -= entry.nbytes
         if entry.held:  # a write guard that is about to load it anew
             self.pinned_bytes -= entry.nbytes
         if ghost is not None:
-            self.ghosts.add(entry)
+            self.ghosts[entry] = ghost
         self.evictions += 1
         if self.log is not None and entry.token is not None:
-            seconds, entry.token.seconds = entry.token.seconds, 0.0
+            seconds = self.took.pop(entry, 0.0)
             self.log.note(EventKind.EVICTION, entry, entry.token.key, entry.nbytes, seconds)
         if entry.reloaded:
             self.clean_evictions += 1
@@ -261,7 +279,12 @@ class Budget(Books):
     def touch(self, entry: Entry) -> None:
         """Note a hit on an entry that is not in the policy's front segment."""
         torn, self.torn = self.torn, True  # a hit comes here without `run`
-        self._touch(entry)
+        deciding = self._deciding
+        try:
+            self._deciding = True
+            self._touch(entry)
+        finally:
+            self._deciding = deciding
         self.torn = torn
 
     def _touch(self, entry: Entry) -> None:
@@ -269,7 +292,7 @@ class Budget(Books):
             return
         if self.policy.owns(entry):
             self.policy.touch(entry)
-        elif entry.requests is not None or entry.stuck:
+        elif entry.stuck or entry in self.requests:
             return  # it is to be written all the same, or to stay whatever comes
         elif entry.order is not None:
             entry.order.remove(entry)
@@ -279,24 +302,26 @@ class Budget(Books):
 
     def request_write(self, entry: Entry, answer: Answer | Future[None]) -> None:
         """Have the entry's blob written soon; ``answer`` is given when it is, or could not be."""
-        if entry.state is State.DROPPED:
-            self._answers.append((answer, None))
+        self.check_open()
+        if entry.state is State.DROPPED or entry.token is not None:
+            if isinstance(answer, Answer):
+                answer.wake()
+            else:
+                answer.set_result(None)  # nobody knows it yet: it has no callbacks
             return
-        if entry.requests is None:
-            entry.requests = []
-        entry.requests.append(answer)
+        self.requests.setdefault(entry, []).append(answer)
         self.attend(entry)
 
     def request_eviction(self, entry: Entry, answer: Answer) -> bool:
         """Have the blob written of a value that can then leave memory; whether it is one."""
-        if entry.held or entry.state in (State.SPILLED, State.LOADING):
+        if entry.held or entry.state in (State.SPILLED, State.LOADING) or self.writes_itself(entry):
             return False
         self.request_write(entry, answer)
         return True
 
     def attend(self, entry: Entry) -> None:
-        """Answer those who have asked for the entry's blob, or see that it is written as soon as it can be."""
-        if entry.requests is None:
+        """Answer those who have asked for the entry's blob, or have it written as soon as it can be."""
+        if entry not in self.requests:
             return
         if entry.token is not None:  # a rollback may have brought it back
             self._answer(entry, None)

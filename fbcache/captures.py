@@ -143,7 +143,7 @@ class Captures(Budget):
                 hold.withdraw()
             token = entry.token
             if token is None:
-                _refuse_to_wait(entry)
+                self._refuse_to_wait(entry, spawned=then is not None)
             want = Want(entry, then)
             into.append(Capture(want, self))
             if token is not None:
@@ -169,8 +169,13 @@ class Captures(Budget):
             This thread or task holds the entry for writing, so that waiting would never end.
         """
         if entry.token is None:
-            _refuse_to_wait(entry)
+            self._refuse_to_wait(entry)
         self.request_write(entry, answer)
+
+    def _refuse_to_wait(self, entry: Entry, *, spawned: bool = False) -> None:
+        if not spawned and self.writes_itself(entry):
+            raise DeadlockError(f"{entry!r} is being written by this very thread, which cannot wait for that")
+        _refuse_to_wait(entry)
 
     def release_capture(self, capture: Capture) -> None:
         """Give up what the capture has. A second call does nothing."""

@@ -16,7 +16,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Hashable
-from threading import Lock
+from threading import Lock, get_ident
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -79,6 +79,7 @@ class Engine:
         self.session = session
         self.forked = False
         self._closing = Lock()
+        self._closer: int | None = None
         self._closed = False
         self.workers = Workers(io_threads, name="fbcache")
         self.residency = Residency(budget, order, self.workers, verify=verify, mend=audit.mend)
@@ -87,6 +88,8 @@ class Engine:
         self.spiller = Spiller(self.residency, codec, store)
         self.promises = Promises(self.residency)
         self.read_guard = WatchedReadGuard if debug else ReadGuard
+        if debug:
+            self.spiller.check = self.promises.check_unwritten
         self.residency.by_slot = isinstance(store, Packing)
         if isinstance(store, (Packing, Batching)):
             self.residency.batch = _BATCH
@@ -96,7 +99,10 @@ class Engine:
 
     def close(self) -> None:
         """Drop everything, end the threads, remove the files. May be called again, also after an error."""
-        if self.forked:
+        if self.forked or self._closer == get_ident():  # a finalizer that closing has called
+            return
+        if self.workers.is_worker():
+            self._close_from_worker()
             return
         with self._closing:
             self._close()
@@ -112,8 +118,16 @@ class Engine:
     def _close(self) -> None:
         if self._closed:
             return
+        try:
+            self._closer = get_ident()
+            self._end_all()
+        finally:
+            self._closer = None
+
+    def _end_all(self) -> None:
         residency = self.residency
         residency.run(residency.close)
+        residency.end_futures()  # the workers may be long at what they do
         self.names = _Gone(_closed)
         self.workers.stop()
         self.workers.join()
@@ -125,10 +139,10 @@ class Engine:
                 f"a pool was closed with an error that nobody had raised: {error!r}; "
                 "`pool.drain()` raises such errors",
                 FBCacheWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         if residency.log is not None:
-            residency.log.warn_of_missed(stacklevel=4)
+            residency.log.warn_of_missed(stacklevel=5)
 
     def collected(self) -> None:
         """Close from a finalizer: the workers do it (invariant 7)."""
@@ -151,7 +165,7 @@ class Engine:
             if self.session is not None:
                 self.session.close()
         except StorageError as error:
-            warnings.warn(f"files of a closed pool remain: {error}", FBCacheWarning, stacklevel=5)
+            warnings.warn(f"files of a closed pool remain: {error}", FBCacheWarning, stacklevel=6)
 
 
 class _Gone(dict[Hashable, Entry]):

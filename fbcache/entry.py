@@ -25,16 +25,14 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Hashable
-from concurrent.futures import Future
 from enum import IntEnum
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from fbcache.errors import DeadlockError, InternalError
-from fbcache.freezing import Ghost
 from fbcache.lru import Node
-from fbcache.waiting import Answer, Hold, Owner, Waiter, runs_on
+from fbcache.waiting import Hold, Owner, Waiter, runs_on
 
 if TYPE_CHECKING:
     from fbcache.captures import Want
@@ -134,6 +132,9 @@ MISSING: Final[Any] = _Missing()
 _SLOT_SHIFT: Final = 48
 _NBYTES: Final = (1 << _SLOT_SHIFT) - 1
 
+_UNVERIFIED: Final = 1
+_ALLOW_PICKLE: Final = 2
+
 _naming = Lock()
 
 
@@ -144,16 +145,9 @@ class Token:
     ----------
     shares : int
         How many entries, loads, captures and saved contents need it.
-    unverified : bool
-        Whether its payload is still to be compared with its checksums: it was not written by this
-        pool, or the disk has failed to make it durable.
-    allow_pickle : bool
-        Whether code from it may run; so for what this pool has written.
-    seconds : float
-        How long its write took, until a recorder has heard of it.
     """
 
-    __slots__ = ("_key", "_place", "allow_pickle", "seconds", "shares", "unverified")
+    __slots__ = ("_key", "_marks", "_place", "shares")
 
     def __init__(
         self,
@@ -168,19 +162,18 @@ class Token:
         nbytes = min(nbytes, _NBYTES)  # a manifest may say anything
         self._place = nbytes if slot is None else nbytes | (slot + 1) << _SLOT_SHIFT
         self.shares = 1
-        self.unverified = unverified
-        self.allow_pickle = allow_pickle
-        self.seconds = 0.0
+        self._marks = _UNVERIFIED * unverified | _ALLOW_PICKLE * allow_pickle
 
     @property
     def key(self) -> UUID:
         """The blob's key. One that is packed gets it when it is first asked for."""
         key = self._key
         if key is None:
+            fresh = uuid4()
             with _naming:
                 key = self._key
                 if key is None:
-                    key = self._key = uuid4()
+                    key = self._key = fresh
         return key
 
     @property
@@ -196,6 +189,27 @@ class Token:
     @nbytes.setter
     def nbytes(self, nbytes: int) -> None:
         self._place = self._place & ~_NBYTES | min(nbytes, _NBYTES)
+
+    @property
+    def unverified(self) -> bool:
+        """Whether its payload is still to be compared with its checksums.
+
+        So for what was not written by this pool, or what the disk has failed to make durable.
+        """
+        return bool(self._marks & _UNVERIFIED)
+
+    @unverified.setter
+    def unverified(self, unverified: bool) -> None:
+        self._marks = self._marks & ~_UNVERIFIED | _UNVERIFIED * unverified
+
+    @property
+    def allow_pickle(self) -> bool:
+        """Whether code from it may run; so for what this pool has written."""
+        return bool(self._marks & _ALLOW_PICKLE)
+
+    @allow_pickle.setter
+    def allow_pickle(self, allow_pickle: bool) -> None:
+        self._marks = self._marks & ~_ALLOW_PICKLE | _ALLOW_PICKLE * allow_pickle
 
     @property
     def slot(self) -> int:
@@ -236,16 +250,13 @@ class Entry(Node):
         Who is in the lock.
     waiters : deque of Waiter or None
         Who waits for the lock, in order; None when nobody does.
-    watchers : list of Waiter or None
-        Who waits for a load to end.
-    requests : list of Answer or Future, or None
-        Who waits for its blob to be written.
     captures : Want or None
         The first of those that need this version of the content for a save.
     stuck : bool
         Whether this version could not be encoded, so that it stays in memory.
-    ghost : Ghost or None
-        A weak reference to the evicted value.
+
+    What few entries have at a time is kept in dictionaries of :class:`~fbcache.books.Books`: a field takes
+    eight bytes of each of a million.
     """
 
     __slots__ = (
@@ -253,21 +264,18 @@ class Entry(Node):
         "exact",
         "exposed",
         "fixed",
-        "ghost",
         "handles",
         "key",
         "name",
         "named",
         "readers",
         "reloaded",
-        "requests",
         "state",
         "stuck",
         "thawable",
         "token",
         "value",
         "waiters",
-        "watchers",
         "writer",
     )
 
@@ -288,11 +296,8 @@ class Entry(Node):
         self.readers: Hold | None = None
         self.writer: Hold | None = None
         self.waiters: deque[Waiter] | None = None
-        self.watchers: list[Waiter] | None = None
-        self.requests: list[Answer | Future[None]] | None = None
         self.captures: Want | None = None
         self.stuck = False
-        self.ghost: Ghost | None = None
 
     def __repr__(self) -> str:
         who = f"{self.name!r} " if self.named else ""
@@ -472,6 +477,11 @@ class Entry(Node):
             raise DeadlockError(
                 f"{self._label()} is held for writing by this {_kind(hold.owner)} already; "
                 "use that guard's value, or leave it first"
+            )
+        if any(w.hold is not None and w.hold.owner == hold.owner for w in self.waiters or ()):
+            raise DeadlockError(
+                f"{self._label()} is waited for by this {_kind(hold.owner)} already; what it calls while it "
+                "waits, a finalizer or a signal's handler, cannot have it"
             )
         if exclusive and self.readers is not None and self._reads(hold.owner):
             raise DeadlockError(

@@ -4,8 +4,7 @@ Guarantees: the caller's containers are never modified; where an array has to be
 copy, the containers on the way to it are made anew, and nothing else. What occurs twice in a value
 still does afterwards, and a value that contains itself is no trouble. No lock is taken.
 
-What is looked into are exactly ``dict``, ``list`` and ``tuple``, and values of other libraries that have
-parts (:class:`~fbcache.codec.families.kinds.Kind`); arrays elsewhere are the caller's promise.
+What is looked into, :mod:`fbcache.parts` says; arrays elsewhere are the caller's promise.
 
 An array's *owner* is the array at the end of its chain of bases. Whether a view's owner may be
 taken as it is rests on CPython's reference counts: one to which nothing but the value's own views
@@ -18,18 +17,19 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 
 from fbcache.codec.families.kinds import kind_of
 from fbcache.codec.memory import Array, address, is_dense, is_sealed, raw
+from fbcache.parts import ATOMS, arrays, replace, walk
 
 #: Arrays that own a value's memory, by id; kept alive, so that an id stays theirs.
 Owners: TypeAlias = dict[int, Array]
 
-_ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_ATOMS: Final = ATOMS  # methods of a name that is imported are called more slowly
 _CONTAINERS: Final = frozenset({dict, list, tuple, np.ndarray})
 
 
@@ -61,14 +61,14 @@ def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
         if flags.owndata and flags.writeable:
             flags.writeable = False
             return value.view()
-    value = _replace(value, _copies(value, owned))
+    value = replace(value, _copies(value, owned))
     replaced: dict[int, Any] = {}
     for group in _groups(value):
         if group.is_free(owned):
             group.freeze()
         else:
             replaced.update((id(array), _frozen_copy(array)) for array in group.arrays)
-    kept = _replace(value, replaced)
+    kept = replace(value, replaced)
     return kept.view() if type(kept) is np.ndarray and kept.base is None else kept
 
 
@@ -77,7 +77,7 @@ def seal(value: Any) -> Any:
 
     For values that come out of a pickle: what a codec makes of raw buffers is read-only already.
     """
-    for array in _arrays(value):
+    for array in arrays(value):
         _owner(array).setflags(write=False)
         _freeze(array)
     return value
@@ -104,10 +104,10 @@ def thaw(value: Any) -> tuple[Any, Owners]:
         fresh = value.view()
         return (fresh if _thaw(fresh, owners) else _owned_copy(value, owners)), owners
     lent = _lent(value)
-    value = _replace(value, {id(part): copied for part, copied in lent if copied is not part})
+    value = replace(value, {id(part): copied for part, copied in lent if copied is not part})
     closed = {id(copied) for _, copied in lent}
-    stuck = [array for array in _arrays(value, closed) if not _thaw(array, owners)]
-    return _replace(value, {id(array): _owned_copy(array, owners) for array in stuck}), owners
+    stuck = [array for array in arrays(value, closed) if not _thaw(array, owners)]
+    return replace(value, {id(array): _owned_copy(array, owners) for array in stuck}), owners
 
 
 def deep_copy(value: Any) -> Any:
@@ -169,7 +169,7 @@ class _Group:
 
 def _groups(value: Any) -> Collection[_Group]:
     groups: dict[int, _Group] = {}
-    for array in _arrays(value):
+    for array in arrays(value):
         mark = id(_owner(array))
         if mark in groups:
             groups[mark].arrays.append(array)
@@ -240,96 +240,18 @@ def _thaw(array: Array, owners: Owners) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------- containers
-
-
-def _arrays(value: Any, closed: Container[int] = frozenset()) -> Iterator[Array]:
-    return (part for part in _walk(value, closed) if isinstance(part, np.ndarray))
-
-
-def _walk(value: Any, closed: Container[int] = frozenset()) -> Iterator[Any]:
-    """Yield a value and all that its containers hold, each once, atoms left out.
-
-    What is in ``closed`` by its id, when it was yielded, is not looked into.
-    """
-    seen = {id(value)}
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        yield item
-        for part in () if id(item) in closed else _parts(item):
-            if type(part) not in _ATOMS and id(part) not in seen:
-                seen.add(id(part))
-                pending.append(part)
-
-
-def _parts(item: Any) -> Iterable[Any]:
-    """What a container holds, unless that is atoms alone."""
-    kind = type(item)
-    if kind is dict:
-        parts: Collection[Any] = item.values()
-    elif kind is list or kind is tuple:
-        parts = item
-    else:
-        known = kind_of(kind)
-        return () if known is None or known.parts is None else known.parts(item)
-    return () if _ATOMS.issuperset(map(type, parts)) else parts
-
-
-def _replace(value: Any, replaced: dict[int, Any]) -> Any:
-    """Return the value with some of its parts, by id, replaced by others."""
-    if not replaced:
-        return value
-    return _rebuild(value, dict(replaced), _leading_to(value, replaced))
-
-
-def _leading_to(value: Any, ids: Iterable[int]) -> set[int]:
-    """Ids of the containers that hold one of the parts, directly or not."""
-    holders: dict[int, list[int]] = {}
-    for container in _walk(value):
-        for part in _parts(container):
-            holders.setdefault(id(part), []).append(id(container))
-    leading: set[int] = set()
-    pending = list(ids)
-    while pending:
-        for holder in holders.get(pending.pop(), ()):
-            if holder not in leading:
-                leading.add(holder)
-                pending.append(holder)
-    return leading
-
-
-def _rebuild(item: Any, made: dict[int, Any], stale: set[int]) -> Any:
-    if id(item) in made:
-        return made[id(item)]
-    if id(item) not in stale:
-        return item
-    if type(item) is tuple:
-        parts = tuple([_rebuild(part, made, stale) for part in item])
-        return made.setdefault(id(item), parts)  # within a cycle it may have been made on the way
-    if type(item) is list:
-        fresh_list = made[id(item)] = []
-        fresh_list.extend([_rebuild(part, made, stale) for part in item])
-        return fresh_list
-    if type(item) is not dict:
-        known = kind_of(type(item))
-        assert known is not None and known.parts is not None and known.rebuild is not None
-        made[id(item)] = known.rebuild(item, [_rebuild(part, made, stale) for part in known.parts(item)])
-        return made[id(item)]
-    fresh = made[id(item)] = {}
-    fresh.update({key: _rebuild(part, made, stale) for key, part in item.items()})
-    return fresh
+# -------------------------------------------------------------------- what copies and lends itself
 
 
 def _copies(value: Any, owned: Container[int]) -> dict[int, Any]:
     """Independent copies of the parts that make such of themselves, by id."""
     copies: dict[int, Any] = {}
-    for part in _walk(value, copies):
+    for part in walk(value, copies):
         known = None if type(part) in _CONTAINERS else kind_of(type(part))
         if known is None or known.own is None:
             continue
-        arrays = list(_arrays(part))
-        if not arrays or not all(id(_owner(array)) in owned for array in arrays):
+        held = list(arrays(part))
+        if not held or not all(id(_owner(array)) in owned for array in held):
             copies[id(part)] = known.own(part)
     return copies
 
@@ -338,7 +260,7 @@ def _lent(value: Any) -> list[tuple[Any, Any]]:
     """The parts that lend themselves to be written, each with what is to be written instead."""
     lent = []
     closed: set[int] = set()
-    for part in _walk(value, closed):
+    for part in walk(value, closed):
         known = None if type(part) in _CONTAINERS else kind_of(type(part))
         copied = None if known is None or known.lend is None else known.lend(part)
         if copied is not None:

@@ -169,8 +169,8 @@ class Guard(Hold):
         """Return the entry, or the one that has taken over its name since ``get``."""
         self._residency.check_open()
         entry = self._entry
-        for hold in entry.abandoned() if entry.held else ():
-            hold.withdraw()
+        if entry.held:
+            self._release_abandoned()
         if entry.state is not State.DROPPED:
             return entry
         successor = self._engine.names.get(self._name) if self._name is not MISSING else None
@@ -197,7 +197,9 @@ class Guard(Hold):
         return work
 
     def _carry_out(self, order: LoadOrder) -> None:
+        residency, me = self._residency, get_ident()
         try:
+            residency.in_load[me] = (order.entry, *residency.in_load.get(me, ()))
             self._engine.spiller.load(order)
         except (CorruptBlobError, StorageError) as error:
             self._residency.check_open()  # the blob went with the pool
@@ -206,6 +208,10 @@ class Guard(Hold):
         except Exception as error:
             self._tell(order, error)
             raise
+        finally:
+            rest = residency.in_load.pop(me, ())[1:]
+            if rest:
+                residency.in_load[me] = rest
 
     def _tell(self, order: LoadOrder, error: Exception) -> None:
         log, entry = self._residency.log, order.entry
@@ -222,6 +228,14 @@ class Guard(Hold):
         if not self._missed:
             self._residency.hits += 1
         self._missed = False
+
+    def look_up(self) -> None:
+        """Let the entry go that is held by guards which nobody has any more. Outside the lock."""
+        self._residency.run(self._release_abandoned)
+
+    def _release_abandoned(self) -> None:
+        for hold in self._entry.abandoned():
+            hold.withdraw()
 
     def withdraw(self) -> None:
         """Undo whatever entering has come to. Under the lock."""

@@ -281,6 +281,8 @@ class MakeMutGuard(WriteGuard):
         residency = self._residency
         residency.check_open()
         entry = self._entry = self._handle._owned
+        if self._source is not None and self._source.wanted is not entry:  # another guard has moved it
+            self._leave_source()
         source = self._source
         if source is None and entry.handles + entry.named <= 1:
             return None
@@ -295,11 +297,15 @@ class MakeMutGuard(WriteGuard):
 
     def _copy_and_move(self) -> None:
         entry = self._entry
+        if entry in self._residency.noted:
+            self._engine.promises.check_before(entry, entry.value)
         twin = Entry(take_over(deep_copy(entry.value)), entry.nbytes, fixed=entry.fixed)
         self._residency.run(self._move_to_copy, twin)
 
     def _move_to_copy(self, twin: Entry) -> None:
         self._residency.check_open()
+        if self._handle._entry is not self._entry:  # dropped, or moved by another guard
+            return
         # It takes the place of a value being loaded: room is found when the guard leaves.
         self._residency.admit(twin)
         self._move(twin)

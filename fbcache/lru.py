@@ -12,7 +12,7 @@ InnoDB's buffer pool, with the split by bytes and new entries at the front.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 import cachetools
 
@@ -101,14 +101,14 @@ class Chain(Generic[Entry]):
     @property
     def first(self) -> Entry | None:
         """The entry at the front."""
-        entry = self.after
-        return None if entry is self else cast(Entry, entry)
+        entry: Entry | None = self.after if self.count else None
+        return entry
 
     @property
     def last(self) -> Entry | None:
         """The entry at the end."""
-        entry = self.before
-        return None if entry is self else cast(Entry, entry)
+        entry: Entry | None = self.before if self.count else None
+        return entry
 
     def __iter__(self) -> Iterator[Entry]:
         entry = self.after

@@ -814,8 +814,9 @@ class FBPool:
         ------
         KeyError
             A name is unknown; nothing was done.
-        DiskFullError, StorageError, UnsupportedTypeError
-            A value could not be written; it is still in memory. The others were dropped.
+        DiskFullError, StorageError, UnsupportedTypeError, MutatedError
+            A value could not be written, or with ``debug=True`` was changed; it is still in memory. The
+            others were dropped.
         """
         if nbytes is not None and (isinstance(nbytes, bool) or not isinstance(nbytes, int) or nbytes < 0):
             raise ValueError(f"nbytes is a number of bytes from 0 up, not {nbytes!r}")
@@ -898,7 +899,7 @@ class FBPool:
             resident_bytes=r.resident_bytes,
             pinned_bytes=r.pinned_bytes,
             writing_bytes=r.writing_bytes,
-            lingering_bytes=sum(e.nbytes for e in r.ghosts if e.ghost is not None and e.ghost.alive),
+            lingering_bytes=sum(e.nbytes for e, ghost in r.ghosts.items() if ghost.alive),
             spilled_bytes=sum(e.nbytes for e in spilled),
             disk_bytes=self._engine.store.disk_bytes,
             hits=r.hits,
@@ -926,11 +927,11 @@ class FBPool:
         """
         residency = self._engine.residency
         residency.check_open()
+        residency.run(residency.withdraw_abandoned)
         residency.run(self._validate)
 
     def _validate(self) -> None:
         residency = self._engine.residency
-        residency.withdraw_abandoned()
         audit.check(residency)
         named = {e for e in residency.entries if e.named}
         if named != set(self._engine.names.values()):

@@ -1,21 +1,22 @@
 """Whether what cannot be made read-only was left alone: fingerprints of values, for ``FBPool(debug=True)``.
 
-Guarantee: a value that was changed outside of a write guard, in any way that its encoding shows, is told by
-the next guard on it, once. What cannot be encoded is not watched.
+Guarantee: that a value was changed outside of a write guard, in any way that its encoding shows, is told by
+the next guard on it, once; until then it is not written, and who asks for that is told too. What cannot be
+encoded is not watched, and a value that has a blob already may leave memory, and the change with it.
 
-A fingerprint is taken when a value is put, and when a guard first meets it after a change or a reload. It
+A fingerprint is taken when a value is put, and when a reader first meets it after a change or a reload. It
 is a checksum of the value's frames, so taking one costs about what writing the value does. Nothing here is
 used, and nothing is noted, in a pool without ``debug``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from xxhash import xxh3_64
 
 from fbcache.codec import MsgpackCodec
-from fbcache.entry import Entry
+from fbcache.entry import Entry, State
 from fbcache.errors import MutatedError
 from fbcache.residency import Residency
 
@@ -48,29 +49,69 @@ class Promises:
         if found is not None:
             self._residency.noted[entry] = found
 
-    def check(self, entry: Entry, value: Any, when: str) -> None:
-        """Compare a value with its fingerprint, or take that if it has none. Outside the lock, pinned.
+    def check_before(self, entry: Entry, value: Any) -> None:
+        """Compare a value that a guard is about to give. Outside the lock, pinned.
 
         Raises
         ------
         MutatedError
-            It was changed. Its content as it is now has a fingerprint of its own from then on.
+            It was changed. As it is now, it has a fingerprint of its own from then on.
+        """
+        if self._is_changed(entry, value):
+            advice = f"The guard was not entered. {_replacing(entry)}to enter again takes what the pool has."
+            raise _changed(entry, value, _BEFORE, advice)
+
+    def check_within(self, entry: Entry, value: Any) -> None:
+        """Compare a value at the end of a reader's block; otherwise as :meth:`check_before`."""
+        if self._is_changed(entry, value):
+            how = f"pool.get_mut({entry.name!r})" if entry.named else "load_mut()"
+            advice = f"Change it within `with {how} as value:`, or put a copy."
+            raise _changed(entry, value, "within a read guard's block", advice)
+
+    def check_unwritten(self, entry: Entry, value: Any) -> None:
+        """Compare a value that is about to be written under its key. Outside the lock.
+
+        Raises
+        ------
+        MutatedError
+            It was changed. Its fingerprint stays, for the next guard to tell.
         """
         known = self._residency.noted.get(entry)
+        if known is not None and fingerprint(value) not in (None, known):
+            advice = (
+                f"It was not written, and stays in memory. {_replacing(entry)}to enter a guard tells of this"
+                " again, and takes it as it is from then on."
+            )
+            raise _changed(entry, value, _BEFORE, advice)
+
+    def _is_changed(self, entry: Entry, value: Any) -> bool:
         found = fingerprint(value)
-        if found is None:
-            return
-        self._residency.noted[entry] = found
-        if known is not None and known != found:
-            raise _changed(entry, when)
+        return found is not None and self._residency.run(self._renew, entry, found)
+
+    def _renew(self, entry: Entry, found: int) -> bool:
+        """Note a fingerprint; whether another one was. Under the lock."""
+        if entry.state is State.DROPPED:
+            return False
+        noted = self._residency.noted
+        known = noted.get(entry, found)
+        noted[entry] = found
+        if known != found:
+            entry.stuck = False  # where its write has failed for that, another one will not
+        return known != found
 
 
-def _changed(entry: Entry, when: str) -> MutatedError:
+_BEFORE: Final = "outside of any guard, or by another reader"
+
+
+def _changed(entry: Entry, value: Any, when: str, advice: str) -> MutatedError:
     who = repr(entry.name) if entry.named else "an unnamed entry"
-    how = f"pool.get_mut({entry.name!r})" if entry.named else "load_mut()"
     return MutatedError(
-        f"the value of {who}, a {type(entry.value).__name__}, was changed {when}, which leaves its blob and"
-        f" its checkpoints as they were: the change will be lost, or not, as memory happens to come free."
-        f" Change it within `with {how} as value:`, or put a copy.",
+        f"the value of {who}, a {type(value).__name__}, was changed {when}, which leaves its blob and"
+        " its checkpoints as they were: the change will be lost, or not, as memory happens to come free."
+        f" {advice}",
         name=entry.name if entry.named else None,
     )
+
+
+def _replacing(entry: Entry) -> str:
+    return f"`pool[{entry.name!r}] = value` replaces the value; " if entry.named else "Put another value; or "

@@ -13,13 +13,14 @@ Guarantees
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from time import monotonic
 from typing import Any, Final
 from uuid import UUID
 
 from fbcache.adoption import Adoption
 from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
-from fbcache.errors import PoolClosedError
+from fbcache.errors import DeadlockError, PoolClosedError
 from fbcache.events import EventKind
 from fbcache.lru import Policy
 from fbcache.spill import LoadOrder, WriteOrder, Written
@@ -48,6 +49,7 @@ class Residency(Adoption):
         self.by_slot = False  # whether the store packs small blobs, which then need no key
         self.batch = 0  # bytes of small values that are written together
         self.loading_count = 0
+        self.in_load: dict[int, tuple[Entry, ...]] = {}  # what each thread is loading, by its identifier
 
     # -------------------------------------------------------------------------- writes
 
@@ -56,6 +58,8 @@ class Residency(Adoption):
         return self.run(self._next_writes)
 
     def _next_writes(self) -> list[WriteOrder]:
+        mine = self.in_hand.setdefault(get_ident(), [])
+        mine[:] = [order for order in mine if not order.ended]  # a worker begins others while it waits
         orders: list[WriteOrder] = []
         room = self.batch
         while len(orders) < _MOST_AT_ONCE and (entry := self.next_to_write()) is not None:
@@ -67,6 +71,7 @@ class Residency(Adoption):
             room -= entry.nbytes
             if room <= 0:
                 break
+        mine += orders
         if self._to_write:
             self._workers.submit(self.write_job)
         return orders
@@ -94,12 +99,10 @@ class Residency(Adoption):
         order, disk_bytes, payload = outcome.order, outcome.disk_bytes, outcome.payload
         entry = order.entry
         order.ended = True
-        order.value = MISSING  # an error's traceback may keep the order
+        self._let_go_of(order)
         self._write_ended(entry, Event.WRITTEN)
         # What was named meanwhile, as it was shown to somebody, keeps its name.
         token = Token(order.key if order.key is not None else entry.key, disk_bytes, slot=outcome.slot)
-        if self.log is not None:
-            token.seconds = monotonic() - order.since
         self.spills += 1
         self.bytes_written += disk_bytes
         self.suspended = False
@@ -108,11 +111,14 @@ class Residency(Adoption):
         else:
             entry.token = token
             entry.reloaded = False
+            entry.stuck = False
+            if self.log is not None:
+                self.took[entry] = monotonic() - order.since
             if not entry.exact:
                 entry.exact = True
                 if payload > entry.nbytes:
                     self.correct_size(entry, payload)
-            if entry.requests is not None:
+            if entry in self.requests:
                 self._answer(entry, None)
             if entry.captures is not None:
                 self.give_captures(entry, token)
@@ -131,7 +137,7 @@ class Residency(Adoption):
         if order.ended:
             return
         order.ended = True
-        order.value = MISSING
+        self._let_go_of(order)
         self._write_ended(entry, Event.WRITE_FAILED)
         self.errors += 1
         if self.log is not None:
@@ -143,6 +149,11 @@ class Residency(Adoption):
             self._surface(entry, error, hopeless)
             self._after_write(entry)
             self.disown(entry)
+
+    def _let_go_of(self, order: WriteOrder) -> None:
+        if order.entry.state is State.DROPPED:
+            self.let_die(order.entry, order.value)
+        order.value = MISSING  # an error's traceback may keep the order
 
     def _write_ended(self, entry: Entry, event: Event) -> None:
         state = next_state(entry.state, event)
@@ -171,7 +182,7 @@ class Residency(Adoption):
     def _surface(self, entry: Entry, error: BaseException, hopeless: bool) -> None:
         """Give the error to the calls that wait for this write, or keep it for ``drain()``."""
         heard = self.fail_captures(entry, error)
-        if entry.requests is not None:
+        if entry in self.requests:
             self._answer(entry, error)
             heard = True
         if heard:
@@ -224,8 +235,7 @@ class Residency(Adoption):
 
     def take_in(self, entry: Entry) -> None:
         """Count a value that is back in memory."""
-        entry.ghost = None
-        self.ghosts.discard(entry)
+        self.ghosts.pop(entry, None)
         self.resident_bytes += entry.nbytes
         if entry.held:
             self.pinned_bytes += entry.nbytes
@@ -244,8 +254,11 @@ class Residency(Adoption):
         entry = order.entry
         if order.open:
             state = next_state(entry.state, Event.LOAD_FAILED)
-            self._close_order(order)
+            # Straight line.
+            order.open = False
+            self.loading_count -= 1
             entry.state = state
+            self.release_token(order.token)
             self.wake_watchers(entry)
 
     def _close_order(self, order: LoadOrder) -> None:
@@ -257,7 +270,7 @@ class Residency(Adoption):
 
     def recall(self, entry: Entry) -> bool:
         """Bring a spilled value back from the program's own variables, if it is there."""
-        ghost = entry.ghost
+        ghost = self.ghosts.get(entry)
         value = None if ghost is None else ghost.recall()
         if value is None:
             return False
@@ -267,11 +280,17 @@ class Residency(Adoption):
         return True
 
     def watch(self, entry: Entry) -> Waiter:
-        """Return what ends when the load that is under way does."""
+        """Return what ends when the load that is under way does.
+
+        Raises
+        ------
+        DeadlockError
+            It is this thread's own: what it calls amid the load waits for that.
+        """
+        if entry in self.in_load.get(get_ident(), ()):
+            raise DeadlockError(f"{entry!r} is being loaded by this very thread, below this call")
         waiter = Waiter()
-        if entry.watchers is None:
-            entry.watchers = []
-        entry.watchers.append(waiter)
+        self.watchers.setdefault(entry, []).append(waiter)
         return waiter
 
     # ------------------------------------------------------------------------ deletion
@@ -316,7 +335,8 @@ class Residency(Adoption):
 
     def idle(self) -> Waiter | None:
         """Return what to wait for until no background work is left, or None."""
-        if not self._busy() or self._workers.is_worker():
+        self.check_open()
+        if not self._busy() or self._may_not_wait() or get_ident() in self.in_load:
             return None
         waiter = Waiter()
         self.idlers.append(waiter)
@@ -325,9 +345,20 @@ class Residency(Adoption):
     def _let_in(self) -> None:
         super()._let_in()
         if self.idlers and not self._busy():
-            idlers, self.idlers = self.idlers, []
-            for waiter in idlers:
+            for waiter in self.idlers:
                 waiter.wake()
+            self.idlers.clear()
+
+    @property
+    def stalled(self) -> str:
+        """Who waits for what will not come, after a decision; the empty string if nobody does."""
+        if self.room and self._hopeless():
+            return "calls that wait for room"
+        if self.idlers and not self._busy():
+            return "calls that wait for the end of background work"
+        if self.deletion_watchers and not (self.deleting_count or self._claims):
+            return "restores that wait for a deletion, or for another restore"
+        return ""
 
     def _busy(self) -> bool:
         return bool(
@@ -358,11 +389,11 @@ class Residency(Adoption):
             waiter.wake(PoolClosedError("the pool was closed while this call waited"))
         self.room.clear()
         for entry in list(self.entries):
-            waiters, entry.waiters = entry.waiters, None
+            for waiter in entry.waiters or ():
+                waiter.wake()  # to find the pool closed
+            entry.waiters = None
             self.fail_captures(entry, PoolClosedError("the pool was closed while it was being saved"))
             self.drop(entry)
-            for waiter in waiters or ():
-                waiter.wake()  # to find the pool closed
         for waiter in (*self.idlers, *self.deletion_watchers):
             waiter.wake()
         self.idlers.clear()

@@ -11,7 +11,8 @@ Guarantees
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
@@ -121,12 +122,13 @@ class Decisions(Protocol):
 class Spiller:
     """Does what it is told, with a codec and a store."""
 
-    __slots__ = ("_batching", "_codec", "_decisions", "_packing", "_store")
+    __slots__ = ("_batching", "_codec", "_decisions", "_packing", "_store", "check")
 
     def __init__(self, decisions: Decisions, codec: Codec, store: BlobStore) -> None:
         self._decisions = decisions
         self._codec = codec
         self._store = store
+        self.check: Callable[[Entry, Any], None] | None = None  # in debug mode, of what is to be written
         self._packing = store if isinstance(store, Packing) else None
         self._batching = store if isinstance(store, Batching) else None
 
@@ -171,6 +173,8 @@ class Spiller:
 
     def _try_to_encode(self, order: WriteOrder) -> Frames | None:
         try:
+            if self.check is not None:
+                self.check(order.entry, order.value)
             return self._encode(order)
         except BaseException as error:
             # Memory may come free again; what cannot be encoded stays so.
@@ -183,7 +187,7 @@ class Spiller:
             slots, sizes = self._packing.append([frames for _, frames in together])
         except BaseException as error:
             if len(together) == 1:
-                self._decisions.write_failed(together[0][0], error, hopeless=False)
+                self._decisions.write_failed(together[0][0], error, hopeless=_is_too_large(error))
                 return
             for one in together:  # there may be room for some
                 self._pack([one])
@@ -229,6 +233,7 @@ class Spiller:
             order.started = True
             self._decisions.loaded(order, self._read(order))
         except BaseException:
+            order.started = False  # should an interrupt come now, the guard gives the load up
             self._decisions.load_failed(order)
             raise
 
@@ -316,3 +321,6 @@ class Spiller:
             )
         return found
 
+
+def _is_too_large(error: BaseException) -> bool:
+    return isinstance(error, StorageError) and error.errno == errno.EMSGSIZE

@@ -75,6 +75,10 @@ class Hold:
         """The entry that the guard is for."""
         raise NotImplementedError
 
+    def look_up(self) -> None:
+        """See whether what is waited for will come, while waiting. Outside the lock."""
+        raise NotImplementedError
+
     def withdraw(self) -> None:
         """Leave the lock, or the line, and undo what entering has come to. Under the lock."""
         raise NotImplementedError
@@ -160,8 +164,8 @@ class Waiter:
             left = LOOK_UP if until is None else min(until - monotonic(), LOOK_UP)
             if left < 0:
                 return self.done
-            if not _help_out():
-                lock.acquire(timeout=left)
+            if not _help_out() and not lock.acquire(timeout=left) and self.hold is not None:
+                self.hold.look_up()
         return True
 
     def run(self) -> None:
@@ -228,6 +232,10 @@ class Executor(Protocol):
         """Run ``job`` soon on another thread."""
         ...
 
+    def see_done(self) -> None:
+        """Do here what was submitted, should no other thread do it any more."""
+        ...
+
 
 class Work:
     """A call that reads a file or copies a value: inline in a thread, on the workers for a task."""
@@ -256,6 +264,7 @@ class Work:
                 _tell(loop, future)
 
         self._executor.submit(job, urgent=True)
+        self._executor.see_done()
         await future
 
 

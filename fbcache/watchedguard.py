@@ -56,7 +56,7 @@ class WatchedReadGuard(ReadGuard):
         changed: MutatedError | None = None
         try:
             if self.held:
-                self._engine.promises.check(self._entry, self.value, "within a read guard's block")
+                self._engine.promises.check_within(self._entry, self.value)
         except MutatedError as found:
             changed = found
         except ForkedPoolError:
@@ -70,7 +70,7 @@ class WatchedReadGuard(ReadGuard):
 
     def _check_before(self, value: Any) -> None:
         try:
-            self._engine.promises.check(self._entry, value, "outside of any guard, or by another reader")
+            self._engine.promises.check_before(self._entry, value)
         except BaseException:
             self._residency.run(self.withdraw)
             raise

@@ -32,15 +32,22 @@ class Workers:
         self._name = name
         self._urgent: deque[Job] = deque()
         self._normal: deque[Job] = deque()
+        self._foreign: deque[Job] = deque()
         self._calls: SimpleQueue[bool] = SimpleQueue()
         self._growing = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopping = False
+        self._ended = False
         self._grow()
 
     def submit(self, job: Job, *, urgent: bool = False) -> None:
         """Have ``job`` run; it must not raise, nor wait for another job."""
         (self._urgent if urgent else self._normal).append(job)
+        self._calls.put(True)
+
+    def submit_foreign(self, job: Job) -> None:
+        """Have ``job`` run, which calls a program's code: not by a worker that waits within another job."""
+        self._foreign.append(job)
         self._calls.put(True)
 
     def is_worker(self) -> bool:
@@ -52,6 +59,12 @@ class Workers:
         """Whether no thread is left, so that a job which has not begun never will."""
         return self._stopping and not any(thread.is_alive() for thread in self._threads)
 
+    def see_done(self) -> None:
+        """Do what jobs there are if the threads have ended; else they will."""
+        if self._ended:
+            while self._do_next() or self._do_foreign():
+                pass
+
     def stop(self) -> None:
         """End the threads after the jobs that were submitted before. Does not wait."""
         with self._growing:
@@ -60,10 +73,13 @@ class Workers:
             self._calls.put(False)
 
     def join(self) -> None:
-        """Wait until the threads have ended; a worker that calls this waits for the others."""
+        """Wait until the threads have ended, and do what they have left; a worker waits for the others."""
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        # First this: who submits a job looks at it second, so that one of the two finds the job.
+        self._ended = True
+        self.see_done()
 
     def _grow(self) -> None:
         with self._growing:
@@ -84,8 +100,18 @@ class Workers:
         while self._calls.get():
             # All jobs there are, not one for each call: an interrupt between `submit`'s two
             # steps leaves a job without a call, which must not wait for the next one.
-            while self._do_next():
+            while self._do_next() or self._do_foreign():
                 pass
+
+    def _do_foreign(self) -> bool:
+        try:
+            job = self._foreign.popleft()
+        except IndexError:
+            return False
+        if len(self._threads) < self._size:  # there is no telling how long that takes
+            self._grow()
+        job()
+        return True
 
     def _do_next(self) -> bool:
         """Do one job, if there is one."""

@@ -6,6 +6,7 @@ Guarantees
 - Leaving freezes and measures the value anew. However the guard is left, the entry has a value again: the
   changed one, or with ``rollback`` and an exception the former.
 - A save that still needs the former content gets a copy of it (:mod:`fbcache.captures`).
+- In a pool with ``debug=True``, a value that was changed before is not taken: MutatedError, and not entered.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from fbcache.entry import MISSING, Entry, Event, State, Token, next_state
-from fbcache.errors import ForkedPoolError
+from fbcache.errors import DeadlockError, ForkedPoolError
 from fbcache.events import EventKind
 from fbcache.freezing import Owners, deep_copy, take_over, thaw
 from fbcache.guard import Engine, Guard, not_entered
@@ -34,6 +35,7 @@ class _Former:
     key: UUID | None
     exposed: bool
     token: Token | None
+    kept: bool = False  # whether what the block did stays
     since: float = field(default_factory=monotonic)
 
 
@@ -49,7 +51,7 @@ class WriteGuard(Guard):
         The value; set it to replace the entry's content by another object.
     """
 
-    __slots__ = ("_copy", "_former", "_owners", "_rollback", "_value")
+    __slots__ = ("_copy", "_former", "_looked", "_owners", "_rollback", "_value")
 
     def __init__(
         self, entry: Entry, engine: Engine, name: Hashable = MISSING, *, rollback: bool = False
@@ -60,6 +62,7 @@ class WriteGuard(Guard):
         self._copy: Any = MISSING
         self._owners: Owners = {}
         self._former: _Former | None = None
+        self._looked = False
 
     @property
     def value(self) -> Any:
@@ -126,6 +129,8 @@ class WriteGuard(Guard):
         residency = self._residency
         if not self.held:
             entry = self._bind()
+            if entry.state is State.WRITING and residency.writes_itself(entry):
+                raise DeadlockError(f"{entry!r} is being written by this very thread: a finalizer or a codec")
             waiter = entry.acquire_exclusive(self, loop)
             if waiter is not None:
                 return waiter
@@ -135,6 +140,8 @@ class WriteGuard(Guard):
         if entry.state is State.LOADING:  # for a reader that was cancelled
             self._miss()
             return residency.watch(entry)
+        if residency.noted and not self._looked and entry in residency.noted:
+            return Work(self._look, self._engine.workers)
         if entry.state is State.CLEAN and not entry.thawable:
             residency.evict(entry)  # a view of its file; what will be changed is read into memory
         if entry.state is State.SPILLED:
@@ -151,8 +158,12 @@ class WriteGuard(Guard):
         self._begin(entry)
         return None
 
+    def _look(self) -> None:
+        self._engine.promises.check_before(self._entry, self._entry.value)
+        self._looked = True
+
     def _save_copy(self) -> None:
-        self._copy = deep_copy(self._entry.value)
+        self._copy = take_over(deep_copy(self._entry.value))
 
     def _leave_copy_to_save(self) -> None:
         entry = self._entry
@@ -210,6 +221,7 @@ class WriteGuard(Guard):
         former = self._former
         if former is None:
             return
+        former.kept = True  # should an interrupt come now, there is no going back without the blob
         self._release(former)
         entry, log = self._entry, self._residency.log
         if log is not None and entry.state is State.MUTATING:  # else the pool was closed
@@ -244,7 +256,7 @@ class WriteGuard(Guard):
         entry.key = former.key
         entry.exposed = former.exposed
         if former.token is None:
-            self._put_back(take_over(self._copy), entry.nbytes)
+            self._put_back(self._copy, entry.nbytes)
             return
         state = next_state(entry.state, Event.RESTORE)
         # Straight line.
@@ -258,14 +270,19 @@ class WriteGuard(Guard):
         self._forget()
 
     def _forget(self) -> None:
+        for value in (self._value, self._copy):
+            if value is not self._entry.value:
+                self._residency.let_die(self._entry, value)
         self._value = self._copy = MISSING
         self._owners = {}
+        self._looked = False
 
     def withdraw(self) -> None:
         """Undo whatever entering has come to; a value taken already goes back. Under the lock."""
-        if self._former is not None and self._rollback:
+        former = self._former
+        if former is not None and self._rollback and not former.kept:
             self._restore()
-        elif self._former is not None:
+        elif former is not None:
             entry = self._entry
             value = take_over(self._value, owned=self._owners)
             self._settle(value, Measure(entry.nbytes, entry.exact))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -134,6 +134,11 @@ def _python() -> list[Sample]:
         Sample(
             "arrays in an ``OrderedDict``",
             lambda: [OrderedDict({0: numbers()})],
+            _writes(lambda v: set_first(v[0])),
+        ),
+        Sample(
+            "arrays in a ``defaultdict``",
+            lambda: [defaultdict(list, {0: numbers()})],
             _writes(lambda v: set_first(v[0])),
         ),
         Sample("``range``, ``slice``, ``Ellipsis``", lambda: [range(9), slice(1, 2), ...]),

@@ -69,7 +69,7 @@ def spawn_persist(
     future.set_running_or_notify_cancel()
     try:
         residency = source.residency
-        residency.run(residency.capture, [entry], captures, lambda: source.workers.submit(finish))
+        residency.run(residency.capture, [entry], captures, lambda: source.workers.submit_foreign(finish))
     except BaseException:
         release(source, captures)
         raise

@@ -4,8 +4,8 @@
 - :mod:`msgpack_codec`: the codec; :mod:`encoder` and :mod:`decoder` walk, :mod:`tags` is their vocabulary
 - :mod:`scalars`, :mod:`arrays` (with :mod:`dtypes` and :mod:`memory`), :mod:`pickling`: the families of types
 - :mod:`compressed`: a codec around another (with :mod:`compression` and :mod:`planes`)
-- :mod:`registry`: types that users add; :mod:`registered`: how they are taken apart; :mod:`entry_points`:
-  those that other packages bring; :mod:`families`: those of other libraries
+- :mod:`registry`: types that users add; :mod:`registered`: how they are taken apart; :mod:`anatomy`: what
+  they hold; :mod:`entry_points`: those that other packages bring; :mod:`families`: those of other libraries
 - :mod:`layout`: frames as one file
 """
 

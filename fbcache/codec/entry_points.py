@@ -6,7 +6,7 @@ A package that knows how values of a library are stored says so in its metadata:
     shapely = shapely_fbcache:register_all
 
 The name is the top-level module whose classes it serves. What it names is imported when a value of such a
-class, which nobody has registered, is first encoded, or a blob names a class of that library; if it is
+class, which nobody has registered, is first put or encoded, or a blob names a class of that library; if it is
 callable, it is called, without arguments. It registers the classes with :func:`fbcache.codec.register`,
 by names that start with the library's.
 

@@ -16,6 +16,7 @@ from inspect import getattr_static
 from types import BuiltinFunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from fbcache.codec.anatomy import ATTRS_HASH, Anatomy, Positions, of_fields, of_model
 from fbcache.codec.tags import Node, expect
 from fbcache.errors import FBCacheError, UnsupportedTypeError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 State: TypeAlias = Callable[["Encoder", Any], Node]
 Restore: TypeAlias = Callable[["Decoder", Node, int], Any]
-Way: TypeAlias = tuple[State, Restore]
+Way: TypeAlias = tuple[State, Restore, Anatomy | None]
 
 #: Stands for a field that is not set; no value has an empty list for a node.
 _UNSET: Final[Node] = []
@@ -36,9 +37,6 @@ _PRIVATE: Final = "__pydantic_private__"
 
 #: Where a model keeps what is no field's value, as the documentation of ``BaseModel`` says.
 _MODEL_STATE: Final = (_EXTRA, _PRIVATE, _FIELDS_SET)
-
-#: Where classes of attrs that cache their hash keep it. They expect ``__init__`` to have set it to None.
-_ATTRS_HASH: Final = "_attrs_cached_hash"
 
 
 def way_of(cls: type) -> Way:
@@ -66,14 +64,26 @@ def way_of(cls: type) -> Way:
     raise TypeError(f"{cls.__qualname__} is not {kinds}: give encode and decode")
 
 
+def is_plain_named_tuple(cls: type[tuple[Any, ...]]) -> bool:
+    """Whether instances are tuples with names for their items, and nothing besides."""
+    if cls.__dictoffset__ or type(getattr_static(cls, "_fields", None)) is not tuple:
+        return False
+    return _base_with_content(cls) is tuple
+
+
 def _check_base(cls: type, wanted: type) -> None:
     """See that instances have no content but what ``wanted`` and Python classes give them."""
+    base = _base_with_content(cls)
+    if base is not wanted:
+        raise TypeError(f"{cls.__qualname__} is a {base.__qualname__} besides: give encode and decode")
+
+
+def _base_with_content(cls: type) -> type:
     base = cls
     while not isinstance(vars(base).get("__new__"), BuiltinFunctionType):
         assert base.__base__ is not None, "object has a __new__"
         base = base.__base__
-    if base is not wanted:
-        raise TypeError(f"{cls.__qualname__} is a {base.__qualname__} besides: give encode and decode")
+    return base
 
 
 # ------------------------------------------------------------------ callables
@@ -100,7 +110,7 @@ def by_callables(cls: type, encode: Callable[[Any], Any], decode: Callable[[Any]
         except Exception as error:
             raise UnsupportedTypeError(f"the decoder of {cls.__qualname__} raised {error!r}") from error
 
-    return state, restore
+    return state, restore, None
 
 
 # ------------------------------------------------------------------ enums
@@ -119,14 +129,14 @@ def _by_member(cls: type[enum.Enum]) -> Way:
         except Exception as error:  # an enum may have a _missing_ of its own
             raise UnsupportedTypeError(f"{cls.__qualname__} has no member {member!r} any more") from error
 
-    return state, restore
+    return state, restore, None
 
 
 # ------------------------------------------------------------------ fields
 
 
 def _by_fields(cls: type, names: list[str]) -> Way:
-    caches_hash = _ATTRS_HASH in getattr(getattr(cls.__hash__, "__code__", None), "co_names", ())
+    caches_hash = ATTRS_HASH in getattr(getattr(cls.__hash__, "__code__", None), "co_names", ())
 
     def state(encoder: Encoder, value: Any) -> Node:
         return _encode_fields(encoder, names, lambda name: getattr(value, name))
@@ -137,10 +147,10 @@ def _by_fields(cls: type, names: list[str]) -> Way:
         for name, part in parts.items():
             _set(value, name, part)
         if caches_hash:
-            object.__setattr__(value, _ATTRS_HASH, None)
+            object.__setattr__(value, ATTRS_HASH, None)
         return value
 
-    return state, restore
+    return state, restore, of_fields(cls, names, caches_hash=caches_hash)
 
 
 def _by_position(cls: type[tuple[Any, ...]]) -> Way:
@@ -157,7 +167,7 @@ def _by_position(cls: type[tuple[Any, ...]]) -> Way:
         parts = _decode_fields(decoder, node, names, cls, depth)
         return tuple.__new__(cls, [parts[name] for name in names])
 
-    return state, restore
+    return state, restore, Positions(cls)
 
 
 def _encode_fields(encoder: Encoder, names: Iterable[str], get: Callable[[str], Any]) -> dict[str, Node]:
@@ -224,7 +234,7 @@ def _by_model(cls: Any) -> Way:
             object.__setattr__(model, name, values[name])
         return model
 
-    return state, restore
+    return state, restore, of_model(cls, (_EXTRA, _PRIVATE), (_FIELDS_SET,))
 
 
 def _encode_names(encoder: Encoder, values: dict[str, Any] | None) -> Node:

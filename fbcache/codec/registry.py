@@ -12,7 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from fbcache.codec import entry_points, tags
-from fbcache.codec.registered import Restore, State, Way, by_callables, way_of
+from fbcache.codec.anatomy import Anatomy, Positions
+from fbcache.codec.registered import Restore, State, Way, by_callables, is_plain_named_tuple, way_of
 from fbcache.codec.tags import Node
 from fbcache.errors import UnsupportedTypeError
 
@@ -24,12 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A class, the name that trees have for it, and how its state is written and read."""
+    """A class, the name that trees have for it, how its state is written and read, and what it is made of."""
 
     cls: type
     name: str
     state: State
     restore: Restore
+    anatomy: Anatomy | None
 
     def encode(self, encoder: Encoder, value: Any) -> Node:
         """Encode an instance of the class."""
@@ -51,6 +53,19 @@ def by_type(cls: type) -> Registration | None:
     if found is None and entry_points.load(_library(cls.__module__)):
         found = _by_type.get(cls)
     return found
+
+
+def anatomy_of(cls: type) -> Anatomy | None:
+    """Return how instances of exactly this class are looked into, if that is known without its help.
+
+    It is of what was registered without callables, and of named tuples with nothing besides their items.
+    """
+    if cls in _fixed:
+        return None
+    found = by_type(cls)
+    if found is not None:
+        return found.anatomy
+    return Positions(cls) if issubclass(cls, tuple) and is_plain_named_tuple(cls) else None
 
 
 def by_name(name: str) -> Registration:
@@ -125,6 +140,10 @@ def register(
 
     Notes
     -----
+    Arrays in fields and items are made read-only when an instance is put into a pool, and no code of the
+    class is run for it; with callables, or a field that is a descriptor of the class's own, they are so
+    only once they were read back.
+
     How much memory instances take is asked of :func:`fbcache.sizeof.register`. A package can register the
     classes of a library when they are first needed: see :mod:`fbcache.codec.entry_points`.
 

@@ -71,7 +71,7 @@ class Appending:
         DiskFullError, StorageError
             They were not written; none of them is there.
         StorageError
-            One is larger than a record can be; none of them is there.
+            One is larger than a record can be (``errno.EMSGSIZE``); none of them is there.
         """
         bodies = self._bodies_of(many)
         sizes = [HEAD_SIZE + len(body) for body, _ in bodies]
@@ -95,6 +95,7 @@ class Appending:
             raise StorageError(
                 f"cannot pack a value in {self._directory}: {error}. A store of files can take it.",
                 path=self._directory,
+                errno=errno.EMSGSIZE,
             ) from error
 
     def _place(self, slots: list[int], sizes: list[int], place: int) -> int:

@@ -171,7 +171,8 @@ class Packing(Protocol):
         Raises
         ------
         StorageError
-            As :meth:`BlobStore.write`; none of them is stored.
+            As :meth:`BlobStore.write`; none of them is stored. ``errno.EMSGSIZE`` says that one is too
+            large to be stored ever.
         """
         ...
 

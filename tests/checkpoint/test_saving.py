@@ -28,7 +28,7 @@ from fbcache.checkpoint import tracked as tracked_module
 from fbcache.checkpoint.registry import directory_at
 from fbcache.checkpoint.rights import Rights
 from fbcache.checkpoint.versions import Versions
-from tests.directories import HOLDER, Child, blob_of, blobs_in, large, manifest_of, versions_on
+from tests.directories import HOLDER, Child, blobs_in, large, manifest_of, versions_on
 from tests.faults import FaultyDisk, oserror
 
 NAMES = [

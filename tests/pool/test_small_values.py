@@ -564,6 +564,23 @@ def test_a_value_that_dies_in_a_finalizer_may_put_another(make: Make) -> None:
     Mortal.pools.clear()
 
 
+def test_what_no_record_can_hold_is_said_once_and_stays_in_memory(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fbcache.store.records._LONGEST", 1000)
+    pool, _ = make(5_000)
+    pool["large"] = b"x" * 2000
+    for number in range(20):
+        pool[number] = b"y" * 900
+    with pytest.raises(StorageError, match="more than a record can hold"):
+        pool.drain()
+    pool.evict()
+    pool.drain()
+    assert pool.stats().errors == 1, "it was tried again"
+    assert pool["large"] == b"x" * 2000 and entry_of(pool, "large").state is State.RESIDENT
+    pool.validate()
+
+
 # ------------------------------------------------------------------ crowds
 
 

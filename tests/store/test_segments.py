@@ -355,8 +355,9 @@ def test_two_that_make_a_segment_at_once_leave_one(kept: Kept, spawn: Any) -> No
 def test_what_is_too_large_for_a_record_is_refused(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fbcache.store.records._LONGEST", 100)
     kept.append(blob(100))
-    with pytest.raises(StorageError, match="more than a record can hold"):
+    with pytest.raises(StorageError, match="more than a record can hold") as info:
         kept.append(blob(5), blob(101))
+    assert info.value.errno == errno.EMSGSIZE
     kept.check()
 
 
