@@ -698,7 +698,7 @@ class FBPool:
         allow_pickle: bool = False,
         progress: bool | Callable[[int, int], None] = False,
     ) -> Checkpoint:
-        """Bring the entries of a checkpoint into this pool, under their names. Nothing is loaded.
+        """Bring the entries of a checkpoint into this pool, under their names. Nothing is decoded.
 
         Large values are used where they lie, and stay there as long as they are needed. Small ones, which
         a checkpoint packs together, are copied into the pool's own store.
