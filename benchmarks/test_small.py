@@ -6,10 +6,12 @@ fewer values; what is compared is the time of one. FBCACHE_SMALL sets the count.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
 import random
+import sqlite3
 import threading
 from collections.abc import Callable
 from itertools import cycle
@@ -279,3 +281,117 @@ def test_write_beside_a_busy_thread(who: str, benchmark: Benchmark, tmp_path: Pa
     benchmark.extra_info["one, us"] = benchmark.stats.stats.median / count * 1e6
     store.close()
     env.close()
+
+
+SAVED = min(COUNT, 100_000)
+
+
+class Saved:
+    """A way to make many values of a running program durable, all or nothing, and to have them again."""
+
+    count = SAVED
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.values = {number: value(number) for number in range(self.count)}
+
+    def save(self) -> None:
+        raise NotImplementedError
+
+    def first(self) -> Any:
+        """Open what was saved, and return one value."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End it."""
+
+
+class SavedPool(Saved):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.pool = FBPool(self.count * IN_MEMORY // 10, min_free=0)
+        for number, each in self.values.items():
+            self.pool.put(number, each)
+        self.pool.drain()
+        self.values.clear()
+
+    def save(self) -> None:
+        self.pool.save(self.directory / "state")
+
+    def first(self) -> Any:
+        with FBPool.from_checkpoint(self.directory / "state") as pool:
+            return pool[7]
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class SavedPickle(Saved):
+    def save(self) -> None:
+        write_durably(self.directory / "state", pickle.dumps(self.values, 5))
+
+    def first(self) -> Any:
+        return pickle.loads((self.directory / "state").read_bytes())[7]
+
+
+class SavedSqlite(Saved):
+    def save(self) -> None:
+        with contextlib.closing(sqlite3.connect(self.directory / "state")) as base, base:
+            base.execute("CREATE TABLE state (name INTEGER PRIMARY KEY, value BLOB)")
+            rows = ((name, pickle.dumps(each, 5)) for name, each in self.values.items())
+            base.executemany("INSERT INTO state VALUES (?, ?)", rows)
+
+    def first(self) -> Any:
+        with contextlib.closing(sqlite3.connect(self.directory / "state")) as base:
+            return pickle.loads(base.execute("SELECT value FROM state WHERE name = 7").fetchone()[0])
+
+
+class SavedFiles(Saved):
+    count = SAVED // 25
+
+    def save(self) -> None:
+        for name, each in self.values.items():
+            (self.directory / str(name)).write_bytes(pickle.dumps(each, 5))
+        os.sync()
+
+    def first(self) -> Any:
+        return pickle.loads((self.directory / "7").read_bytes())
+
+
+SAVERS: dict[str, type[Saved]] = {
+    "fbcache": SavedPool,
+    "one pickle of all": SavedPickle,
+    "sqlite3, a pickle each": SavedSqlite,
+    "a file each": SavedFiles,
+}
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize("who", SAVERS)
+class TestSaveSmall:
+    """What compares is the time of one; peers have all values in memory, the pool a tenth."""
+
+    @pytest.mark.benchmark(group="save dicts of 300 bytes durably")
+    def test_save(self, who: str, tmp_path: Path, benchmark: Benchmark) -> None:
+        saved = SAVERS[who](tmp_path)
+        benchmark.pedantic(saved.save, rounds=1)
+        info = benchmark.extra_info
+        info["values"] = saved.count
+        info["one, us"] = benchmark.stats.stats.median / saved.count * 1e6
+        info["files"] = sum(path.is_file() for path in tmp_path.rglob("*"))
+        saved.close()
+
+    @pytest.mark.benchmark(group="open what was saved of dicts of 300 bytes, and read one")
+    def test_open(self, who: str, tmp_path: Path, benchmark: Benchmark) -> None:
+        saved = SAVERS[who](tmp_path)
+        saved.save()
+        found = benchmark.pedantic(saved.first, rounds=3)
+        assert found == value(7)
+        benchmark.extra_info["values"] = saved.count
+        saved.close()
