@@ -27,6 +27,10 @@ _ALLOWED: Final = (
     "registered class, or a tuple or frozenset of these"
 )
 
+#: Integers that msgpack has as such, and the bytes with which they begin there.
+_INTEGERS: Final = range(-(1 << 63), 1 << 64)
+_STARTS: Final = frozenset((*range(0x80), *range(0xCC, 0xD4), *range(0xE0, 0x100)))
+
 _codec: Final = MsgpackCodec()
 _repr: Final = Repr()
 _repr.maxstring = _repr.maxother = 60  # a message is for reading
@@ -69,11 +73,20 @@ def _both(name: Hashable) -> tuple[str | bytes, Hashable]:
         return name, name
     if isinstance(name, UUID):
         raise _refused(name, "a UUID is a key")
+    if type(name) is int and name in _INTEGERS:  # names by the million are often numbers
+        return msgpack.packb(name), name
     tree = _tree(name)
+    if type(name) is tuple and all(map(_is_plain, name)):
+        return tree, name
     try:
         return tree, decode(tree)
     except ValueError as error:
         raise _refused(name, f"it could not be restored ({error})") from error
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether there is no doubt that a part of a name is restored as it is."""
+    return (type(part) is str and is_text(part)) or (type(part) is int and part in _INTEGERS)
 
 
 def is_text(text: str) -> bool:
@@ -127,6 +140,8 @@ def decode(tree: bytes) -> Hashable:
     """
     if len(tree) > MAX_TREE:
         raise ValueError(f"a name takes {len(tree)} bytes, where {MAX_TREE} are allowed")
+    if tree and tree[0] in _STARTS:
+        return _integer(tree)
     _skim(tree)
     try:
         name: Hashable = _codec.decode(Frames(_codec.name, tree, ()), writable=False, allow_pickle=False)
@@ -137,6 +152,14 @@ def decode(tree: bytes) -> Hashable:
         raise ValueError(f"a name cannot be restored: {error}") from error
     if isinstance(name, UUID):
         raise ValueError("a name is a UUID")
+    return name
+
+
+def _integer(tree: bytes) -> int:
+    try:
+        name: int = msgpack.unpackb(tree)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"a name is no msgpack: {error!r}") from error
     return name
 
 

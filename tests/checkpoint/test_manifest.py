@@ -6,6 +6,7 @@ they are, and have to load for ever.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import struct
@@ -902,3 +903,21 @@ def test_what_is_really_there_takes_what_pythons_objects_take_and_is_bounded():
 
 if __name__ == "__main__":
     write_fixture()
+
+
+@pytest.mark.parametrize(
+    "name", [0, 127, 128, -1, -32, -33, 1 << 32, (1 << 64) - 1, -(1 << 63), 1 << 64, -(1 << 63) - 1, True, ("a", 3)]
+)
+def test_a_number_is_written_as_the_codec_writes_it_and_comes_back_as_its_type(name: Any) -> None:
+    """Integers take a short cut."""
+    written = naming.encode(name)
+    assert written == naming._tree(name)
+    assert isinstance(written, bytes)
+    found = naming.decode(written)
+    assert found == name and type(found) is type(name)
+
+
+@given(st.binary(max_size=12))
+def test_what_looks_like_a_number_is_one_or_a_value_error(tree: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        hash(naming.decode(tree))
