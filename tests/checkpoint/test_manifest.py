@@ -906,7 +906,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    "name", [0, 127, 128, -1, -32, -33, 1 << 32, (1 << 64) - 1, -(1 << 63), 1 << 64, -(1 << 63) - 1, True, ("a", 3)]
+    "name",
+    [0, 127, 128, -1, -32, -33, 1 << 32, (1 << 64) - 1, -(1 << 63), 1 << 64, -(1 << 63) - 1, True, ("a", 3)],
 )
 def test_a_number_is_written_as_the_codec_writes_it_and_comes_back_as_its_type(name: Any) -> None:
     """Integers take a short cut."""
