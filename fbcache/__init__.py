@@ -18,13 +18,13 @@ The map of the house, from the street to the cellar; each room imports only from
     tracked directories: the lock, keys, manifests; saving, restoring, verifying
 ``audit``, ``promises``
     every counter counted anew, to check and to mend; and values looked at again, in debug mode
-``residency``, ``adoption``, ``captures``, ``budget``, ``books``
+``residency``, ``adoption``, ``adoptee``, ``captures``, ``budget``, ``books``
     the budget: who stays, who is written ahead, who leaves, who waits; does no I/O
 ``spill``, ``workers``
     the acts, outside the lock, and the threads that do them
 ``keys``, ``entry``
     one value's life: key, states, lock
-``waiting``, ``lru``, ``freezing``, ``parts``, ``sizeof``, ``stats``, ``events``, ``memory``
+``waiting``, ``helping``, ``lru``, ``freezing``, ``parts``, ``sizeof``, ``stats``, ``events``, ``memory``
     waiting in threads and tasks, orders of eviction, read-only values, sizes, figures, events, limits
 ``store``
     blobs by key: files, maps, sessions, and the one seam for system calls

@@ -354,7 +354,7 @@ class Entry(Node):
         DeadlockError
             Its owner holds the entry.
         """
-        self._refuse_own(hold, exclusive=True)
+        self._refuse_held(hold, exclusive=True)
         if not self._free or self.waiters is not None:
             return False
         self._enter_exclusive(hold)
@@ -368,7 +368,7 @@ class Entry(Node):
         DeadlockError
             Its owner holds the entry for writing.
         """
-        self._refuse_own(hold, exclusive=False)
+        self._refuse_held(hold, exclusive=False)
         if not self._may_read(hold.owner):
             return False
         self._enter_shared(hold)
@@ -472,16 +472,23 @@ class Entry(Node):
         return False
 
     def _refuse_own(self, hold: Hold, *, exclusive: bool) -> None:
+        """Refuse what would wait for itself: for a hold, or for one in line that comes in before it."""
+        self._refuse_held(hold, exclusive=exclusive)
+        waiters = list(self.waiters or ())
+        mine = [w.hold is not None and w.hold.owner == hold.owner for w in waiters]
+        # Neighbouring readers come in together.
+        if any(mine) and (exclusive or any(w.exclusive for w in waiters[mine.index(True) :])):
+            raise DeadlockError(
+                f"{self._label()} is waited for by this {_kind(hold.owner)} already; what it calls while it "
+                "waits, a finalizer or a signal's handler, cannot have it"
+            )
+
+    def _refuse_held(self, hold: Hold, *, exclusive: bool) -> None:
         writer = self.writer
         if writer is not None and writer.owner == hold.owner:
             raise DeadlockError(
                 f"{self._label()} is held for writing by this {_kind(hold.owner)} already; "
                 "use that guard's value, or leave it first"
-            )
-        if any(w.hold is not None and w.hold.owner == hold.owner for w in self.waiters or ()):
-            raise DeadlockError(
-                f"{self._label()} is waited for by this {_kind(hold.owner)} already; what it calls while it "
-                "waits, a finalizer or a signal's handler, cannot have it"
             )
         if exclusive and self.readers is not None and self._reads(hold.owner):
             raise DeadlockError(

@@ -17,12 +17,12 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterable
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 
-from fbcache.codec.families.kinds import kind_of
+from fbcache.codec.families.kinds import Kind, kind_of
 from fbcache.codec.memory import Array, address, is_dense, is_sealed, raw
 from fbcache.parts import ATOMS, arrays, replace, walk
 
@@ -30,7 +30,6 @@ from fbcache.parts import ATOMS, arrays, replace, walk
 Owners: TypeAlias = dict[int, Array]
 
 _ATOMS: Final = ATOMS  # methods of a name that is imported are called more slowly
-_CONTAINERS: Final = frozenset({dict, list, tuple, np.ndarray})
 
 
 def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
@@ -61,9 +60,15 @@ def take_over(value: Any, *, owned: Container[int] = frozenset()) -> Any:
         if flags.owndata and flags.writeable:
             flags.writeable = False
             return value.view()
-    value = replace(value, _copies(value, owned))
+    if kind is np.ndarray:
+        found = [value]
+    else:
+        copies, found = _copies(value, owned)
+        if copies:
+            value = replace(value, copies)
+            found = list(arrays(value))
     replaced: dict[int, Any] = {}
-    for group in _groups(value):
+    for group in _groups(found):
         if group.is_free(owned):
             group.freeze()
         else:
@@ -100,7 +105,10 @@ def thaw(value: Any) -> tuple[Any, Owners]:
         no other array can come by an id of theirs.
     """
     owners: Owners = {}
-    if type(value) is np.ndarray:
+    kind = type(value)
+    if kind in _ATOMS or (kind is dict and _ATOMS.issuperset(map(type, value.values()))):
+        return value, owners
+    if kind is np.ndarray:
         fresh = value.view()
         return (fresh if _thaw(fresh, owners) else _owned_copy(value, owners)), owners
     lent = _lent(value)
@@ -167,9 +175,9 @@ class _Group:
         )
 
 
-def _groups(value: Any) -> Collection[_Group]:
+def _groups(found: Iterable[Array]) -> Collection[_Group]:
     groups: dict[int, _Group] = {}
-    for array in arrays(value):
+    for array in found:
         mark = id(_owner(array))
         if mark in groups:
             groups[mark].arrays.append(array)
@@ -243,25 +251,41 @@ def _thaw(array: Array, owners: Owners) -> bool:
 # -------------------------------------------------------------------- what copies and lends itself
 
 
-def _copies(value: Any, owned: Container[int]) -> dict[int, Any]:
-    """Independent copies of the parts that make such of themselves, by id."""
+class _Kinds(dict[type, Kind | None]):
+    """The kinds of the classes that one walk has met."""
+
+    __slots__ = ()
+
+    def __missing__(self, cls: type) -> Kind | None:
+        kind = self[cls] = kind_of(cls)
+        return kind
+
+
+def _copies(value: Any, owned: Container[int]) -> tuple[dict[int, Any], list[Array]]:
+    """Independent copies of the parts that make such of themselves, by id, and the arrays elsewhere."""
     copies: dict[int, Any] = {}
+    found: list[Array] = []
+    kinds = _Kinds()
     for part in walk(value, copies):
-        known = None if type(part) in _CONTAINERS else kind_of(type(part))
+        if issubclass(type(part), np.ndarray):
+            found.append(part)
+            continue
+        known = kinds[type(part)]
         if known is None or known.own is None:
             continue
         held = list(arrays(part))
         if not held or not all(id(_owner(array)) in owned for array in held):
             copies[id(part)] = known.own(part)
-    return copies
+    return copies, found
 
 
 def _lent(value: Any) -> list[tuple[Any, Any]]:
     """The parts that lend themselves to be written, each with what is to be written instead."""
     lent = []
     closed: set[int] = set()
+    kinds = _Kinds()
     for part in walk(value, closed):
-        known = None if type(part) in _CONTAINERS else kind_of(type(part))
+        known = kinds[type(part)]
         copied = None if known is None or known.lend is None else known.lend(part)
         if copied is not None:
             lent.append((part, copied))

@@ -13,6 +13,7 @@ import asyncio
 import os
 from collections.abc import Hashable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -293,18 +294,21 @@ class MakeMutGuard(WriteGuard):
             source = self._source = ReadGuard(entry, self._engine)
             source.owner = self.owner
         step = source._advance(loop)
-        return step if step is not None else Work(self._copy_and_move, self._engine.workers)
+        if step is not None:
+            return step
+        return Work(partial(self._copy_and_move, self._attempt), self._engine.workers)
 
-    def _copy_and_move(self) -> None:
+    def _copy_and_move(self, attempt: int) -> None:
         entry = self._entry
         if entry in self._residency.noted:
-            self._engine.promises.check_before(entry, entry.value)
+            self._engine.promises.check_before(entry, entry.value, partial(self._goes_on, attempt))
         twin = Entry(take_over(deep_copy(entry.value)), entry.nbytes, fixed=entry.fixed)
-        self._residency.run(self._move_to_copy, twin)
+        self._residency.run(self._move_to_copy, attempt, twin)
 
-    def _move_to_copy(self, twin: Entry) -> None:
+    def _move_to_copy(self, attempt: int, twin: Entry) -> None:
         self._residency.check_open()
-        if self._handle._entry is not self._entry:  # dropped, or moved by another guard
+        # Cancelled; or dropped, or moved by another guard.
+        if not self._goes_on(attempt) or self._handle._entry is not self._entry:
             return
         # It takes the place of a value being loaded: room is found when the guard leaves.
         self._residency.admit(twin)

@@ -59,7 +59,8 @@ def replace(value: Any, replaced: dict[int, Any]) -> Any:
 class _Remaking:
     """One value on its way: what stands for parts already, and what is to be made anew, by id.
 
-    Containers that can be blank first are so before anything is made of others: any cycle has one.
+    Containers that can be blank first are so before anything is made of others: any cycle has one. The rest
+    are made from within, however deep they are.
     """
 
     __slots__ = ("_anatomies", "_made", "_stale")
@@ -76,15 +77,29 @@ class _Remaking:
             if fresh is not None:
                 self._made[mark] = fresh
                 blanks.append((container, fresh))
+        for container in self._stale.values():
+            self._make(container)
         for container, fresh in blanks:
             self._anatomy(container).remake(container, self._swap, fresh)
         return self._swap(value)
 
+    def _make(self, container: Any) -> None:
+        made, stale = self._made, self._stale
+        pending = [container]
+        while pending:
+            item = pending[-1]
+            if id(item) in made:
+                pending.pop()
+                continue
+            anatomy = self._anatomy(item)
+            within = [part for part in anatomy.parts(item) if id(part) in stale and id(part) not in made]
+            if within:
+                pending += within
+            else:
+                made[id(item)] = anatomy.remake(item, self._swap, None)
+
     def _swap(self, part: Any) -> Any:
-        mark = id(part)
-        if mark not in self._made and mark in self._stale:
-            self._made[mark] = self._anatomy(part).remake(part, self._swap, None)
-        return self._made.get(mark, part)
+        return self._made.get(id(part), part)
 
     def _anatomy(self, container: Any) -> Anatomy:
         anatomy = self._anatomies[type(container)]

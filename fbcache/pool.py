@@ -19,7 +19,7 @@ from uuid import UUID
 import cachetools
 
 from fbcache import audit
-from fbcache.adoption import Adoptee
+from fbcache.adoptee import Adoptee
 from fbcache.checkpoint.persisting import persist
 from fbcache.checkpoint.progress import Meter, check_progress
 from fbcache.checkpoint.registering import register
@@ -333,7 +333,9 @@ class FBPool:
         """
         entry = self._look_up(name_or_key)
         engine = self._engine
-        return engine.read_guard(entry, engine, name_or_key if entry.named else MISSING)
+        # Not `named` alone: another thread may have given the name to another entry just now.
+        name = name_or_key if entry.named or type(name_or_key) is not UUID else MISSING
+        return engine.read_guard(entry, engine, name)
 
     def get_mut(self, name_or_key: Hashable, *, rollback: bool = False) -> WriteGuard:
         """Return a guard for writing: ``with pool.get_mut(name) as value``.
@@ -349,7 +351,8 @@ class FBPool:
             entry is on disk, and takes a copy where not.
         """
         entry = self._look_up(name_or_key)
-        return WriteGuard(entry, self._engine, name_or_key if entry.named else MISSING, rollback=rollback)
+        name = name_or_key if entry.named or type(name_or_key) is not UUID else MISSING
+        return WriteGuard(entry, self._engine, name, rollback=rollback)
 
     def try_get(self, name_or_key: Hashable) -> HeldReadGuard | None:
         """Return a held guard for reading if the value is in memory and free now, else None.
@@ -527,7 +530,14 @@ class FBPool:
         KeyError
             There is no such name. Other errors, and the state after one, are those of ``Fb.persist``.
         """
-        return persist(self._engine, self._look_up(name), tracked, allow_pickle=allow_pickle)
+        while True:
+            entry = self._look_up(name)
+            try:
+                return persist(self._engine, entry, tracked, allow_pickle=allow_pickle)
+            except KeyError:
+                if entry.state is not State.DROPPED:
+                    raise
+                # Another entry may have been given the name just now.
 
     def register(
         self,

@@ -282,12 +282,14 @@ class Spiller:
         except (FBCacheError, MemoryError):
             raise
         except BaseException as error:  # a KeyboardInterrupt here is the codec's own
-            raise StorageError(
+            failure = StorageError(
                 f"the codec {codec.name!r} failed on {order.entry!r}: {error!r}",
                 path=self._store.path,
                 needed=order.entry.nbytes,
                 free=self._store.bytes_free,
-            ) from error
+            )
+            failure.__cause__ = error  # compiled code does nothing for ``from``
+            raise failure from error
         if not isinstance(frames, Frames):
             raise TypeError(
                 f"the codec {codec.name!r} returned {type(frames).__name__}; encode must "
@@ -304,7 +306,9 @@ class Spiller:
         try:
             value = codec.decode(frames, writable=order.writable, allow_pickle=token.allow_pickle)
         except CorruptBlobError as error:  # a codec does not know whose frames they are
-            raise CorruptBlobError(error.reason, key=token.key, path=self.locate(token)) from error
+            failure = CorruptBlobError(error.reason, key=token.key, path=self.locate(token))
+            failure.__cause__ = error
+            raise failure from error
         if not order.writable:
             return value if frames.pickled is None else seal(value)
         # Frozen like every value in memory; all its arrays are its own, whatever they are views of.

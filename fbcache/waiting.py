@@ -13,12 +13,13 @@ Guarantees
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections.abc import Callable
 from threading import Lock, get_ident
 from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias
+
+from fbcache.helping import HELP
 
 #: Seconds between looks up from a wait. A signal that comes just before the system call is not
 #: noticed by it, so that an interrupt would have to be sent twice.
@@ -151,6 +152,8 @@ class Waiter:
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Block this thread until woken; False when ``timeout`` seconds passed first."""
+        if about_to_sleep is not None:
+            about_to_sleep(self)
         return self._sleep(timeout)
 
     def _sleep(self, timeout: float | None) -> bool:
@@ -188,6 +191,8 @@ class Waiter:
 
     async def arun(self) -> None:
         """Sleep without blocking the loop, then raise the error that came with the wake."""
+        if about_to_sleep is not None:
+            about_to_sleep(self)
         if not self.done:
             self._loop = asyncio.get_running_loop()
             self._future = self._loop.create_future()
@@ -196,19 +201,13 @@ class Waiter:
         self.raise_error()
 
 
-class _Help(threading.local):
-    """What a worker does rather than wait; None in other threads."""
-
-    job: Callable[[], bool] | None = None
-
-
-#: Set by each worker for itself. A value's finalizer may call the pool from one: waiting there
-#: for what the workers are to do, it does their next job, else one thread would wait for itself.
-HELP: Final = _Help()
-
-
 def _help_out() -> bool:
     return HELP.job is not None and HELP.job()
+
+
+#: Told of each waiter for a guard, for a load, for memory or for the end of work: a seam for tests, which are
+#: to go on when another waits.
+about_to_sleep: Callable[[Waiter], None] | None = None
 
 
 class Answer(Waiter):

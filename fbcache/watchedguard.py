@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from fbcache.errors import ForkedPoolError, MutatedError
+from fbcache.errors import ForkedPoolError, MutatedError, PoolClosedError
 from fbcache.guard import ReadGuard
 
 
@@ -59,7 +59,7 @@ class WatchedReadGuard(ReadGuard):
                 self._engine.promises.check_within(self._entry, self.value)
         except MutatedError as found:
             changed = found
-        except ForkedPoolError:
+        except (ForkedPoolError, PoolClosedError):  # which the block's own end does not say either
             pass
         finally:
             super().__exit__(kind, error, trace)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from fbcache.waiting import HELP
+from fbcache.helping import HELP
 
 Job = Callable[[], None]
 
@@ -110,7 +110,13 @@ class Workers:
             return False
         if len(self._threads) < self._size:  # there is no telling how long that takes
             self._grow()
-        job()
+        try:
+            job()
+        except BaseException as error:  # it ends no thread that others wait for
+            if not self.is_worker():
+                raise
+            told = type(error), error, error.__traceback__, threading.current_thread()
+            threading.excepthook(threading.ExceptHookArgs(told))
         return True
 
     def _do_next(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -51,7 +52,7 @@ class WriteGuard(Guard):
         The value; set it to replace the entry's content by another object.
     """
 
-    __slots__ = ("_copy", "_former", "_looked", "_owners", "_rollback", "_value")
+    __slots__ = ("_attempt", "_copy", "_former", "_looked", "_owners", "_rollback", "_value")
 
     def __init__(
         self, entry: Entry, engine: Engine, name: Hashable = MISSING, *, rollback: bool = False
@@ -63,6 +64,7 @@ class WriteGuard(Guard):
         self._owners: Owners = {}
         self._former: _Former | None = None
         self._looked = False
+        self._attempt = 0  # what a cancelled task has begun may end during the next one, for nothing
 
     @property
     def value(self) -> Any:
@@ -141,16 +143,16 @@ class WriteGuard(Guard):
             self._miss()
             return residency.watch(entry)
         if residency.noted and not self._looked and entry in residency.noted:
-            return Work(self._look, self._engine.workers)
+            return Work(partial(self._look, self._attempt), self._engine.workers)
         if entry.state is State.CLEAN and not entry.thawable:
             residency.evict(entry)  # a view of its file; what will be changed is read into memory
         if entry.state is State.SPILLED:
             self._miss()
             return self._load(entry, writable=True)
         if entry.captures is not None and entry.token is None:
-            return Work(self._leave_copy_to_save, self._engine.workers)
+            return Work(partial(self._leave_copy_to_save, self._attempt), self._engine.workers)
         if self._rollback and entry.token is None and self._copy is MISSING:
-            return Work(self._save_copy, self._engine.workers)
+            return Work(partial(self._save_copy, self._attempt), self._engine.workers)
         waiter = residency.load_waits(self, writing=True)
         if waiter is not None:
             return waiter
@@ -158,17 +160,33 @@ class WriteGuard(Guard):
         self._begin(entry)
         return None
 
-    def _look(self) -> None:
-        self._engine.promises.check_before(self._entry, self._entry.value)
-        self._looked = True
+    def _look(self, attempt: int) -> None:
+        self._engine.promises.check_before(self._entry, self._entry.value, partial(self._goes_on, attempt))
+        self._residency.run(self._note_look, attempt)
 
-    def _save_copy(self) -> None:
-        self._copy = take_over(deep_copy(self._entry.value))
+    def _note_look(self, attempt: int) -> None:
+        self._looked = self._looked or self._goes_on(attempt)
 
-    def _leave_copy_to_save(self) -> None:
+    def _save_copy(self, attempt: int) -> None:
+        copied = take_over(deep_copy(self._entry.value))
+        self._residency.run(self._keep_copy, attempt, copied)
+
+    def _keep_copy(self, attempt: int, copied: Any) -> None:
+        if self._goes_on(attempt):
+            self._copy = copied
+
+    def _leave_copy_to_save(self, attempt: int) -> None:
         entry = self._entry
         twin = Entry(take_over(deep_copy(entry.value)), entry.nbytes, fixed=entry.fixed)
-        self._residency.run(self._residency.separate, entry, twin)
+        self._residency.run(self._separate_for_save, attempt, entry, twin)
+
+    def _separate_for_save(self, attempt: int, entry: Entry, twin: Entry) -> None:
+        if self._goes_on(attempt):
+            self._residency.separate(entry, twin)
+
+    def _goes_on(self, attempt: int) -> bool:
+        """Whether the guard has had the entry all the time since then. Under the lock."""
+        return attempt == self._attempt
 
     def _begin(self, entry: Entry) -> None:
         """Take the value, and end its key (invariant 4)."""
@@ -276,6 +294,7 @@ class WriteGuard(Guard):
         self._value = self._copy = MISSING
         self._owners = {}
         self._looked = False
+        self._attempt += 1
 
     def withdraw(self) -> None:
         """Undo whatever entering has come to; a value taken already goes back. Under the lock."""

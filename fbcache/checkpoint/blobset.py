@@ -86,7 +86,7 @@ class BlobSet:
     def known(self, key: UUID) -> Blob | None:
         """Return what is known of the content of ``key``: a dictionary look-up. ``nbytes`` may be 0."""
         blob = self._present.get(key)
-        if blob is None:
+        if blob is None or key in self._packs:
             blob = self._packed.get(key)
             return blob if _is_in(blob, self._packs) else None
         return blob
@@ -107,12 +107,17 @@ class BlobSet:
         Raises
         ------
         CorruptBlobError
-            The source is damaged, or gone.
+            The source is damaged, or gone; or the file here is a pack.
         StorageError
             It could not be linked or copied; nothing is left.
         """
+        self._refuse_pack(key)
         with self._changing.exclusively(key):
             return self._bring_in(key, fetch)
+
+    def _refuse_pack(self, key: UUID) -> None:
+        if key in self._packs:  # as only a forged checkpoint can have it
+            raise CorruptBlobError("it is a pack, and no value", key=key, path=self.places.blob(key))
 
     def _bring_in(self, key: UUID, fetch: Fetch) -> Blob:
         known = self._present.get(key)
@@ -142,7 +147,8 @@ class BlobSet:
         with self._lock:
             self._packs.add(key)
         try:
-            blob = self.bring_in(key, lambda blobs: blobs.write(key, frames_of(records)))
+            with self._changing.exclusively(key):
+                blob = self._bring_in(key, lambda blobs: blobs.write(key, frames_of(records)))
         except BaseException:
             with self._lock:
                 if key not in self._present:

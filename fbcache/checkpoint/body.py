@@ -19,7 +19,8 @@ offset     bytes    content, of N names; all integers are little-endian
 Texts are msgpack values one after the other, nothing nested in them: how many codecs, how many notes, the
 codecs (str), the notes (str), and the names (str, or bin for the tree of a name that is no text).
 
-In format 2, which has P packs, at least one, of which each holds something, there stands before the texts:
+In format 2, which has P packs, at least one, of which each holds something, and no two contents the same
+bytes, there stands before the texts:
 
 ============== ======== ===================================================================
 offset         bytes    content
@@ -48,6 +49,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fbcache.checkpoint import naming
+from fbcache.codec.frames import Buffer
 
 T = TypeVar("T")
 _Column: TypeAlias = NDArray[Any]
@@ -177,10 +179,11 @@ def pack_body(body: Body, totals: Totals) -> tuple[int, list[bytes]]:
     columns = [np.fromiter(*pair, len(blobs)) for pair in zip(numbers, kinds, strict=True)]
     _check_sums(columns, totals)
     table = [pack for pack in packs if pack is not None]
-    _check_places(columns, [pack.nbytes for pack in table], [pack.key.bytes for pack in table])
+    content_keys = b"".join(key.bytes for key in keys)
+    _check_places(columns, table, content_keys)
     texts = chain((len(codecs), len(notes) - 1), codecs, islice(notes, 1, None), naming.encode_all(names))
     return 2 if table else 1, [
-        b"".join(key.bytes for key in keys),
+        content_keys,
         *(column.tobytes() for column in columns[: len(_COLUMNS) + (len(_PLACES) if table else 0)]),
         _pack_table(table) if table else b"",
         b"".join(map(msgpack.Packer().pack, texts)),
@@ -220,7 +223,7 @@ def unpack_body(packed: memoryview, totals: Totals, written: int) -> Body:
     packs: list[Pack] = []
     if written > 1:
         packs, start = _read_table(packed, start, count)
-        _check_places(columns, [pack.nbytes for pack in packs], [pack.key.bytes for pack in packs])
+        _check_places(columns, packs, packed[: 16 * count])
     codecs, notes, names = _read_texts(packed[start:], count)
     _check_below(columns[3], len(codecs), "codecs")
     _check_below(columns[4], len(notes), "notes on pickle")
@@ -241,16 +244,17 @@ def _read_table(packed: memoryview, start: int, count: int) -> tuple[list[Pack],
     return [Pack(UUID(bytes=key), nbytes, digest) for key, nbytes, digest in rows], end
 
 
-def _check_places(columns: Sequence[_Column], lengths: Sequence[int], keys: Sequence[bytes]) -> None:
-    """Hold the columns of places in packs against the packs' lengths and keys."""
+def _check_places(columns: Sequence[_Column], packs: Sequence[Pack], keys: Buffer) -> None:
+    """Hold the columns of places in packs against the packs, and against the ``keys`` of the contents."""
     if len(columns) == len(_COLUMNS):
         return
     lies_in, offsets = columns[len(_COLUMNS) :]
+    lengths = [pack.nbytes for pack in packs]
     _check_below(lies_in, len(lengths) + 1, "packs")
     _check_below(offsets, MOST + 1, "offsets")
     if any(length > MOST for length in lengths):
         raise ValueError("a pack is longer than a file can be")
-    if len(set(keys)) != len(keys):
+    if len({pack.key for pack in packs}) != len(packs):
         raise ValueError("two of its packs have one key")
     if np.unique(lies_in[lies_in > 0]).size != len(lengths):
         raise ValueError("one of its packs holds nothing")
@@ -260,6 +264,19 @@ def _check_places(columns: Sequence[_Column], lengths: Sequence[int], keys: Sequ
     ends = np.array([MOST, *lengths], np.uint64)[lies_in]
     if (offsets + columns[1] > ends).any():
         raise ValueError("a record is to end beyond its pack")
+    _check_apart(lies_in, offsets, columns[1], np.ndarray((offsets.size,), "S16", keys))
+
+
+def _check_apart(lies_in: _Column, offsets: _Column, lengths: _Column, contents: _Column) -> None:
+    """Check that no two records overlap: what is restored takes no more room than what is there."""
+    rows = np.flatnonzero(lies_in)
+    rows = rows[np.lexsort((offsets[rows], lies_in[rows]))]
+    before, after = rows[:-1], rows[1:]
+    overlap = (lies_in[before] == lies_in[after]) & (offsets[before] + lengths[before] > offsets[after])
+    one = (contents[before] == contents[after]) & (offsets[before] == offsets[after])  # of several names
+    one &= lengths[before] == lengths[after]
+    if (overlap & ~one).any():
+        raise ValueError("two records in a pack overlap")
 
 
 def _check_sums(columns: Sequence[_Column], totals: Totals) -> None:

@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Final, Protocol
 from uuid import UUID
 
-from fbcache.adoption import Adoptee, Claim
+from fbcache.adoptee import Adoptee, Claim
 from fbcache.checkpoint.fanout import FanOut
 from fbcache.checkpoint.manifest import Blob
 from fbcache.checkpoint.packs import read_records

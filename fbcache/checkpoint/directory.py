@@ -129,8 +129,8 @@ class Directory(BlobSet):
         needed = self._needed()
         contents, swept = sweep(self.disk, self.places, needed, self._changing)
         swept.kept = tuple(self.places.manifest(version) for version in sorted(self._unreadable))
-        apart, packed = places_in(self._manifests)
-        packs = self._packs_among(contents.blobs, contents.blobs - contents.pins)
+        apart, packed = places_in(self._manifests, contents.blobs)
+        packs = self._packs_among(contents.blobs, apart.keys() | contents.pins)
         known = {key: blob for key, blob in apart.items() if key in contents.blobs}
         with self._lock:
             self.swept = swept
@@ -141,10 +141,15 @@ class Directory(BlobSet):
             self._new_pins = set(contents.pins)
             self._renew.clear()
 
-    def _packs_among(self, files: set[UUID], unknown: set[UUID]) -> set[UUID]:
-        """Return which of ``files`` are packs; where no manifest tells, ``unknown`` ones are looked at."""
+    def _packs_among(self, files: set[UUID], contents: Collection[UUID]) -> set[UUID]:
+        """Return which of ``files`` are packs.
+
+        Those are read of which no manifest tells, or which are among ``contents`` too.
+        """
         needed = {pack.key for manifest in self._manifests.values() for pack in manifest.packs}
-        return files & needed | {key for key in unknown - self._referenced.keys() if self._is_pack(key)}
+        disputed = needed.intersection(contents)
+        unknown = (files - self._referenced.keys()).difference(contents) | files & disputed
+        return files & needed - disputed | {key for key in unknown if self._is_pack(key)}
 
     def sweep_again(self) -> Swept:
         """Remove what nothing refers to; for the writer, in its turn. What opening has swept counts too."""
@@ -158,10 +163,10 @@ class Directory(BlobSet):
             contents, swept = sweep(self.disk, self.places, None, self._changing)
         except OSError as error:
             raise storage_error("sweep", self.root, error, self.disk) from error
-        _, packed = places_in(self._manifests)
+        apart, packed = places_in(self._manifests, contents.blobs)
         with self._lock:
-            unknown = contents.blobs - self._present.keys() - contents.pins
-        packs = self._packs_among(contents.blobs, unknown)
+            known = self._present.keys() - self._packs
+        packs = self._packs_among(contents.blobs, apart.keys() | contents.pins | known)
         with self._lock:
             self._packed = packed
             self._packs |= packs
@@ -262,6 +267,7 @@ class Directory(BlobSet):
             As for :meth:`bring_in`.
         """
         right = Right()
+        self._refuse_pack(key)
         try:
             self._changing.acquire(key, right)
             check(self._bring_in(key, fetch))
@@ -299,7 +305,8 @@ class Directory(BlobSet):
 
     def begin_saving(self, saver: object) -> None:
         """Remove no blob until :meth:`end_saving`, or for as long as ``saver`` lives."""
-        self._saver = weakref.ref(saver)
+        with self._lock:  # what is removed by then the save does not find
+            self._saver = weakref.ref(saver)
 
     def end_saving(self, brought_in: Collection[UUID]) -> None:
         """Remove blobs again; of what was brought in, what nothing needs goes at once."""
@@ -337,6 +344,9 @@ class Directory(BlobSet):
     def _remove_one(self, key: UUID) -> bool:
         """Remove the blob of ``key``, whose right the caller has, unless it is needed."""
         with self._lock:
+            saver = None if self._saver is None else self._saver()
+            if saver is not None:  # begun since readers were asked: it may have found the blob
+                return False
             self._spared.discard(key)
             if key in self._pins or key in self._referenced or key not in self._present:
                 return False
@@ -379,7 +389,7 @@ class Directory(BlobSet):
         """
         self.tenancies.check()
         version = manifest.head.version
-        files, (apart, packed) = manifest.files, places_in({version: manifest})
+        files, (apart, packed) = manifest.files, places_in({version: manifest}, ())
         with self._lock:  # first, so that no interrupt leaves a manifest whose blobs look unneeded
             self._manifests[version] = manifest
             self._referenced.update(files)
@@ -427,5 +437,5 @@ class Directory(BlobSet):
             for key in unreferenced:
                 del self._referenced[key]
             if repacked:
-                self._packed = places_in(self._manifests)[1]
+                self._packed = places_in(self._manifests, self._present)[1]
         return unreferenced

@@ -30,7 +30,7 @@ The head comes first, with a checksum of its own, so that a listing reads no mor
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -132,14 +132,33 @@ class Manifest:
         return packs_of(self.blobs)
 
 
-def places_in(manifests: Mapping[int, Manifest]) -> tuple[dict[UUID, Blob], dict[UUID, Blob]]:
-    """Return what the newest of ``manifests`` say of blobs with files of their own, and of packed ones."""
+def places_in(
+    manifests: Mapping[int, Manifest], files: Container[UUID]
+) -> tuple[dict[UUID, Blob], dict[UUID, Blob]]:
+    """Return what the newest of ``manifests`` say of blobs with files of their own, and of packed ones.
+
+    A pack that is among ``files`` comes before a newer one that is not. Where manifests tell different things
+    of a pack, the newest counts, so that no checkpoint made of what is returned has one pack twice.
+    """
     apart: dict[UUID, Blob] = {}
     packed: dict[UUID, Blob] = {}
-    for version in sorted(manifests):
+    told: dict[UUID, Pack] = {}
+    missing: set[UUID] = set()
+    for version in sorted(manifests, reverse=True):
         manifest = manifests[version]
+        other = {pack for pack in manifest.packs if told.setdefault(pack.key, pack) != pack}
+        gone = {pack for pack in manifest.packs if pack.key not in files}
         for key, blob in zip(manifest.keys, manifest.blobs, strict=True):
-            (apart if blob.pack is None else packed)[key] = blob
+            if blob.pack is None:
+                apart.setdefault(key, blob)
+            elif other and blob.pack in other:
+                continue
+            elif key not in packed or (key in missing and blob.pack not in gone):
+                packed[key] = blob
+                if gone and blob.pack in gone:
+                    missing.add(key)
+                else:
+                    missing.discard(key)
     return apart, packed
 
 

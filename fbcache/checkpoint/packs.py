@@ -28,7 +28,7 @@ from fbcache.codec.layout import PAGE
 from fbcache.codec.layout import pack as plan
 from fbcache.errors import CorruptBlobError
 from fbcache.store.disk import Disk
-from fbcache.store.records import HEAD_SIZE, length_of, parse, whole_length_of
+from fbcache.store.records import HEAD_SIZE, length_of, parse, skim, whole_length_of
 from fbcache.store.transfer import read_all
 from fbcache.store.trouble import storage_error
 
@@ -187,8 +187,10 @@ def _read_run(disk: Disk, fd: int, path: str, run: Sequence[_Row]) -> Iterator[_
 
 def _parse(key: UUID, blob: Blob, memory: memoryview, start: int, path: str) -> Frames:
     _check(key, blob, memory, start, path)
+    end = start + blob.disk_bytes
     try:
-        return parse(memory, start, start + blob.disk_bytes, slot_of(key), writable=False)
+        skim(memory, start, end)
+        return parse(memory, start, end, slot_of(key), writable=False)
     except CorruptBlobError as error:
         raise CorruptBlobError(error.reason, key=key, path=path) from error
 

@@ -6,7 +6,8 @@ Guarantee: nothing is changed, and nothing is remembered: each look is a new one
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final, TypeVar
 from uuid import UUID
 
 from fbcache.checkpoint.directory import Directory
@@ -16,7 +17,12 @@ from fbcache.checkpoint.scanning import look_through
 from fbcache.errors import CheckpointNotFoundError, CorruptBlobError, CorruptCheckpointError
 from fbcache.store.blobfile import BlobFile
 
+T = TypeVar("T")
+
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+#: How often checkpoints may come or go while something is looked up.
+_ATTEMPTS: Final = 20
 
 
 def keys_present(directory: Directory) -> list[UUID]:
@@ -27,6 +33,20 @@ def keys_present(directory: Directory) -> list[UUID]:
     OSError
         The directory could not be read.
     """
+    return _steadily(directory, lambda: _keys_present(directory))
+
+
+def _steadily(directory: Directory, look: Callable[[], T]) -> T:
+    """Return what ``look`` finds while no checkpoint comes or goes, for a save may move what is packed."""
+    for _ in range(_ATTEMPTS):
+        before = directory.versions.numbers()
+        found = look()
+        if directory.versions.numbers() == before:
+            break
+    return found
+
+
+def _keys_present(directory: Directory) -> list[UUID]:
     there = look_through(directory.disk, directory.places)
     packs: set[UUID] = set()
     named: set[UUID] = set()
@@ -39,29 +59,32 @@ def keys_present(directory: Directory) -> list[UUID]:
                 packs.add(blob.pack.key)
                 if blob.pack.key in there.blobs:
                     packed[key] = None
+    contents = named | there.pins
+    packs -= {key for key in packs & contents & there.blobs if not _is_pack(directory, key)}
     # What a save under way has brought in, or one that has crashed.
-    packs.update(key for key in there.blobs - packs - named - there.pins if _is_pack(directory, key))
+    packs.update(key for key in there.blobs - packs - contents if _is_pack(directory, key))
     return [*(key for key in there.blobs if key not in packs and key not in packed), *packed]
 
 
 def is_present(directory: Directory, key: UUID) -> bool:
     """Whether content is there under ``key``."""
-    disk, places = directory.disk, directory.places
-    if disk.exists(places.blob(key)):
+    if directory.disk.exists(directory.places.blob(key)):
         return not _is_pack(directory, key)
-    blob = places_of(directory, [key]).get(key)
-    return blob is not None and blob.pack is not None and disk.exists(places.blob(blob.pack.key))
+    return key in places_of(directory, [key])
 
 
-def places_of(directory: Directory, keys: Iterable[UUID]) -> dict[UUID, Blob]:
-    """Return where these keys are packed, as the newest checkpoint says that has them."""
+def places_of(directory: Directory, keys: Collection[UUID]) -> dict[UUID, Blob]:
+    """Return where these keys are packed: as the newest checkpoint says of those whose packs are there."""
+    return _steadily(directory, lambda: _places_of(directory, keys)) if keys else {}
+
+
+def _places_of(directory: Directory, keys: Iterable[UUID]) -> dict[UUID, Blob]:
     lacking = set(keys)
     found: dict[UUID, Blob] = {}
-    if not lacking:
-        return found
     for manifest in _newest_first(directory):
-        for row, key in enumerate(manifest.keys):
-            if key in lacking and (blob := manifest.blobs[row]).pack is not None:
+        packs = {pack for pack in manifest.packs if directory.disk.exists(directory.places.blob(pack.key))}
+        for row, key in enumerate(manifest.keys if packs else ()):
+            if key in lacking and (blob := manifest.blobs[row]).pack in packs:
                 found[key] = blob
                 lacking.discard(key)
         if not lacking:

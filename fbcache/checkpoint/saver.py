@@ -259,7 +259,8 @@ class Saver:
         names = list(self._rows)
         keys = [key for key, _ in rows]
         blobs = [blob for _, blob in rows]
-        new = self._intake.new
+        here = set(keys)
+        new = {key: nbytes for key, nbytes in self._intake.new.items() if key in here}  # others were refused
         head = Head(
             version=self._directory.next_version(),
             tag=tag,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Protocol
 
-from fbcache.adoption import Adoptee, Claim
+from fbcache.adoptee import Adoptee, Claim
 from fbcache.checkpoint.copying import Guest, Origin, copy, reserve
 from fbcache.entry import MISSING, Entry
 from fbcache.errors import NameTakenError

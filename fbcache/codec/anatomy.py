@@ -19,6 +19,10 @@ Swap: TypeAlias = Callable[[Any], Any]
 ATTRS_HASH: Final = "_attrs_cached_hash"
 
 _UNSET: Final = object()
+_DESCRIPTOR: Final = ("__get__", "__set__", "__delete__")
+
+#: Past ``__getattr__`` and ``__getattribute__`` of the class.
+_get: Final = object.__getattribute__
 
 
 class Anatomy:
@@ -61,36 +65,38 @@ class Fields(Anatomy):
 
     Parameters
     ----------
+    names : list of str
+        Fields that are read like attributes: the class has nothing by the name that would run for it.
+    hidden : list of str
+        Fields behind something of the class's, a method say, which answers where an instance has none.
     namespace : descriptor or None
-        Gives an instance's ``__dict__``, where ``names`` are.
-    slots : dict
-        Descriptors of the fields that have slots.
+        Gives an instance's ``__dict__``, where ``hidden`` are. To ask for it makes the instance larger.
     """
 
-    __slots__ = ("_caches_hash", "_cls", "_names", "_namespace", "_slots")
+    __slots__ = ("_caches_hash", "_cls", "_hidden", "_names", "_namespace")
 
     def __init__(
         self,
         cls: type,
-        namespace: GetSetDescriptorType | None,
         names: list[str],
-        slots: dict[str, MemberDescriptorType],
+        hidden: list[str],
+        namespace: GetSetDescriptorType | None,
         caches_hash: bool,
     ) -> None:
         self._cls = cls
-        self._namespace = namespace
         self._names = names
-        self._slots = slots
+        self._hidden = hidden
+        self._namespace = namespace
         self._caches_hash = caches_hash
 
     def parts(self, value: Any) -> Collection[Any]:
         """Return the values of the fields that are set."""
-        found = [] if self._namespace is None else [*_named(self._namespace, value, self._names).values()]
-        for slot in self._slots.values():
-            part = _in_slot(slot, value)
-            if part is not _UNSET:
-                found.append(part)
-        return found
+        if not self._hidden:
+            try:
+                return [_get(value, name) for name in self._names]
+            except AttributeError:  # one is not set
+                pass
+        return [*self._set(value).values()]
 
     def blank(self, value: Any) -> Any:
         """Return an instance without fields."""
@@ -101,14 +107,19 @@ class Fields(Anatomy):
 
     def remake(self, value: Any, swap: Swap, blank: Any) -> Any:
         """Set the fields."""
-        if self._namespace is not None:
-            found = _named(self._namespace, value, self._names)
-            self._namespace.__get__(blank).update({name: swap(part) for name, part in found.items()})
-        for slot in self._slots.values():
-            part = _in_slot(slot, value)
-            if part is not _UNSET:
-                slot.__set__(blank, swap(part))
+        for name, part in self._set(value).items():
+            object.__setattr__(blank, name, swap(part))
         return blank
+
+    def _set(self, value: Any) -> dict[str, Any]:
+        """The fields that are set."""
+        found = {} if self._namespace is None else _named(self._namespace, value, self._hidden)
+        for name in self._names:
+            try:
+                found[name] = _get(value, name)
+            except AttributeError:
+                pass
+        return found
 
 
 class ModelParts(Anatomy):
@@ -166,20 +177,20 @@ class ModelParts(Anatomy):
 
 def of_fields(cls: type, names: Iterable[str], *, caches_hash: bool) -> Fields | None:
     """Return the anatomy of a class with these fields; None if it keeps one of them in its own way."""
-    slots: dict[str, MemberDescriptorType] = {}
     named: list[str] = []
+    hidden: list[str] = []
     for name in names:
-        found = _static(cls, name)
-        if type(found) is MemberDescriptorType:
-            slots[name] = found
-        elif hasattr(type(found), "__set__") or hasattr(type(found), "__delete__"):
+        kind = type(_static(cls, name))
+        if kind is MemberDescriptorType or not any(hasattr(kind, method) for method in _DESCRIPTOR):
+            named.append(name)
+        elif hasattr(kind, "__set__") or hasattr(kind, "__delete__"):
             return None
         else:
-            named.append(name)
+            hidden.append(name)
     namespace = _namespace_of(cls)
     if namespace is None and _static(cls, "__dict__") is not None:
         return None
-    return Fields(cls, namespace, named, slots, caches_hash)
+    return Fields(cls, named, hidden, namespace, caches_hash)
 
 
 def of_model(cls: type, dicts: Iterable[str], others: Iterable[str]) -> ModelParts | None:

@@ -58,10 +58,21 @@ def _encode_masked(encoder: Encoder, array: np.ma.MaskedArray[Any, Any]) -> Node
     if type(array.data) is not np.ndarray:
         return encode_pickled(encoder, array)
     mask = None if array.mask is np.ma.nomask else array.mask
-    parts = array.data, mask, array._fill_value  # type: ignore[attr-defined]
+    fill_value = array._fill_value  # type: ignore[attr-defined]
+    if fill_value is None and encoder.bare:
+        fill_value = _default_fill_value(array.dtype)
+    parts = array.data, mask, fill_value
     for part in parts:
         encoder.keep(part)
     return [tags.MASKED, encoder.items(parts), array.hardmask]
+
+
+def _default_fill_value(dtype: np.dtype[Any]) -> Array:
+    """What a masked array sets for itself when it is first asked."""
+    array: Any = np.ma.MaskedArray(np.empty(0, dtype))
+    _ = array.fill_value
+    fill_value: Array = array._fill_value
+    return fill_value
 
 
 def _encode_scalar(encoder: Encoder, value: np.generic) -> Node:

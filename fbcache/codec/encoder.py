@@ -44,6 +44,8 @@ class Encoder:
         Whether a part without an encoder may be pickled.
     buffers : list of Buffer
         The buffers so far.
+    bare : bool
+        Whether what libraries note in a value as it is read is left out: for comparison only.
     compute_lazy : bool
         Whether a part that is not in memory yet may be computed.
     notes : dict
@@ -64,6 +66,7 @@ class Encoder:
         "_numbers",
         "_sharing",
         "allow_pickle",
+        "bare",
         "buffers",
         "compute_lazy",
         "notes",
@@ -72,8 +75,11 @@ class Encoder:
         "placement",
     )
 
-    def __init__(self, allow_pickle: bool, atoms: frozenset[type], compute_lazy: bool = False) -> None:
+    def __init__(
+        self, allow_pickle: bool, atoms: frozenset[type], compute_lazy: bool = False, bare: bool = False
+    ) -> None:
         self.allow_pickle = allow_pickle
+        self.bare = bare
         self.compute_lazy = compute_lazy
         self.buffers: list[Buffer] = []
         self.notes: dict[Any, Any] = {}

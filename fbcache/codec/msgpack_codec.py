@@ -105,6 +105,20 @@ class MsgpackCodec:
             raise CorruptBlobError(f"its tree does not describe a value: {error!r}") from error
 
 
+def bare_frames(value: Any) -> Frames:
+    """Encode what a value holds, without what libraries note in it as it is read: for comparison only.
+
+    Raises
+    ------
+    UnsupportedTypeError
+        As :meth:`MsgpackCodec.encode`, with ``allow_pickle``.
+    """
+    try:
+        return _encode(value, True, ATOMS, False, bare=True)
+    except _BEYOND_MSGPACK:
+        return _encode(value, True, SAFE_ATOMS, False, bare=True)
+
+
 def _walk(tree: bytes) -> None:
     """Find counts that lie, and bytes left over, without building anything."""
     unpacker = msgpack.Unpacker(max_buffer_size=len(tree))
@@ -118,8 +132,10 @@ def _is_flat(value: dict[Any, Any]) -> bool:
     return ATOMS.issuperset(map(type, value.values())) and ATOMS.issuperset(map(type, value))
 
 
-def _encode(value: Any, allow_pickle: bool, atoms: frozenset[type], compute_lazy: bool) -> Frames:
-    encoder = Encoder(allow_pickle, atoms, compute_lazy)
+def _encode(
+    value: Any, allow_pickle: bool, atoms: frozenset[type], compute_lazy: bool, bare: bool = False
+) -> Frames:
+    encoder = Encoder(allow_pickle, atoms, compute_lazy, bare)
     try:
         tree = encoder.node(value)
     except RecursionError as error:

@@ -21,6 +21,7 @@ which is what a record saves besides the file itself.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import Final
 
 import msgpack  # type: ignore[import-untyped]
@@ -120,6 +121,35 @@ def parse(memory: memoryview, offset: int, end: int, slot: int, *, writable: boo
         raise CorruptBlobError("its record does not match the record's checksum")
     try:
         return _whole(body, writable)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptBlobError(f"its record holds no frames: {error}") from error
+
+
+def skim(memory: memoryview, offset: int, end: int) -> None:
+    """Hold what the body of the record at ``offset`` says of lists against the body.
+
+    To be called before :func:`parse` for a record that others may have made: msgpack allocates what a list's
+    header says before it looks for items.
+
+    Raises
+    ------
+    CorruptBlobError
+        It has other lists than :func:`body_of` makes.
+    """
+    if _unpack_head(memory, offset)[2] != _WHOLE:
+        return
+    body = memory[offset + HEAD_SIZE : end]
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max(len(body), 1), max_array_len=0, max_map_len=0, max_ext_len=0
+    )
+    unpacker.feed(body)
+    try:
+        fields = unpacker.read_array_header()
+        for _ in range(3):
+            unpacker.unpack()
+        count = unpacker.read_array_header()
+        if fields != 4 or sum(1 for _ in islice(unpacker, count)) != count:
+            raise ValueError("its lists have other lengths")
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptBlobError(f"its record holds no frames: {error}") from error
 

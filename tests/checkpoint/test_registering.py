@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from fbcache import NameTakenError, PoolClosedError, State, TrackedDirectory
-from fbcache.adoption import Adoptee
+from fbcache.adoptee import Adoptee
 from fbcache.entry import Token
 from tests.checkpoint.cuts import ITEM, MakeFaulty, Spawn, array, change, entry_of, nothing_is_left, state
 from tests.conftest import MakePool, Sleepers

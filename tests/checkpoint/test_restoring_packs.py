@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fbcache import CorruptBlobError, DiskFullError, FBPool, PickleRefusedError, State, TrackedDirectory
-from fbcache.adoption import Claim
+from fbcache.adoptee import Claim
 from fbcache.checkpoint import copying, packing
 from fbcache.checkpoint.manifest import Blob, Manifest
 from fbcache.checkpoint.registry import directory_at

@@ -340,6 +340,7 @@ def test_a_replaced_key_is_stale_and_an_unknown_one_is_a_plain_keyerror(pool):
     assert type(caught.value) is KeyError
 
 
+@pytest.mark.patches
 def test_the_memory_of_replaced_keys_is_bounded(pool, monkeypatch):
     monkeypatch.setattr(keys, "REMEMBERED", 3)
     fb = pool.put("a", 0)

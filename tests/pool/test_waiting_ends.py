@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from fbcache import DeadlockError, FBPool, InternalError, MsgpackCodec, PoolClosedError, StorageError
-from fbcache.adoption import Adoptee, Claim
+from fbcache.adoptee import Adoptee, Claim
 from fbcache.captures import Want
 from fbcache.entry import Entry, Token
 from fbcache.waiting import Answer, Waiter, Work
@@ -362,6 +362,7 @@ def test_a_value_deleted_while_it_is_written_dies_without_the_lock(make_pool: Ma
         ("load", None),
     ],
 )
+@pytest.mark.patches
 def test_what_a_finalizer_calls_that_the_collector_runs_amid_a_decision_ends(
     make_pool: MakePool, spawn: Spawn, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch, what: str,
     expected: object, tmp_path: Any,
@@ -410,6 +411,7 @@ def test_what_a_finalizer_calls_that_the_collector_runs_amid_a_decision_ends(
     pool.validate()
 
 
+@pytest.mark.patches
 def test_a_finalizer_that_the_collector_runs_amid_a_hit_does_not_wait(
     make_pool: MakePool, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,7 @@ def _encode_arrays(encoder: Encoder, matrix: Any) -> Node:
         check_elements(encoder.notes, matrix.format, matrix.shape, pruned(matrix.format, arrays))
     except (ValueError, ArithmeticError):  # a checkpoint of it could not be opened
         return NotImplemented
-    head = [[int(n) for n in matrix.shape], maxprint, _claims(matrix)]
+    head = [[int(n) for n in matrix.shape], maxprint, [] if encoder.bare else _claims(matrix)]
     return [*head, encoder.part(".data", arrays[0]), [encoder.part(".indices", a) for a in arrays[1:]]]
 
 
