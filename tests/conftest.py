@@ -36,7 +36,7 @@ _LAZILY_OPENED = frozenset({"/dev/urandom", "/dev/random", "/dev/null"})
 COMPILED = not str(waiting.__file__).endswith(".py")
 
 _FIXED = "it replaces a part of the pool, which is compiled here"
-_CANNOT_REPLACE = re.compile(r"object attribute '\w+' is read-only|cannot set '\w+' attribute of immutable type")
+_CANNOT_REPLACE = re.compile(r"object attribute '\w+' is read-only|cannot set '\w+' attribute of immutable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
