@@ -69,23 +69,28 @@ class Fields(Anatomy):
         Fields that are read like attributes: the class has nothing by the name that would run for it.
     hidden : list of str
         Fields behind something of the class's, a method say, which answers where an instance has none.
+    defaulted : list of str
+        Those of ``names`` for which the class has a value, which answers where an instance has none.
     namespace : descriptor or None
-        Gives an instance's ``__dict__``, where ``hidden`` are. To ask for it makes the instance larger.
+        Gives an instance's ``__dict__``, where these two kinds are. To ask for it makes the instance larger.
     """
 
-    __slots__ = ("_caches_hash", "_cls", "_hidden", "_names", "_namespace")
+    __slots__ = ("_apart", "_caches_hash", "_cls", "_hidden", "_names", "_namespace", "_plain")
 
     def __init__(
         self,
         cls: type,
         names: list[str],
         hidden: list[str],
+        defaulted: list[str],
         namespace: GetSetDescriptorType | None,
         caches_hash: bool,
     ) -> None:
         self._cls = cls
         self._names = names
         self._hidden = hidden
+        self._apart = [*hidden, *defaulted]
+        self._plain = [name for name in names if name not in defaulted]
         self._namespace = namespace
         self._caches_hash = caches_hash
 
@@ -113,8 +118,8 @@ class Fields(Anatomy):
 
     def _set(self, value: Any) -> dict[str, Any]:
         """The fields that are set."""
-        found = {} if self._namespace is None else _named(self._namespace, value, self._hidden)
-        for name in self._names:
+        found = {} if self._namespace is None else _named(self._namespace, value, self._apart)
+        for name in self._plain:
             try:
                 found[name] = _get(value, name)
             except AttributeError:
@@ -179,10 +184,13 @@ def of_fields(cls: type, names: Iterable[str], *, caches_hash: bool) -> Fields |
     """Return the anatomy of a class with these fields; None if it keeps one of them in its own way."""
     named: list[str] = []
     hidden: list[str] = []
+    defaulted: list[str] = []
     for name in names:
         kind = type(_static(cls, name))
         if kind is MemberDescriptorType or not any(hasattr(kind, method) for method in _DESCRIPTOR):
             named.append(name)
+            if kind is not MemberDescriptorType and any(name in vars(base) for base in cls.__mro__):
+                defaulted.append(name)
         elif hasattr(kind, "__set__") or hasattr(kind, "__delete__"):
             return None
         else:
@@ -190,7 +198,7 @@ def of_fields(cls: type, names: Iterable[str], *, caches_hash: bool) -> Fields |
     namespace = _namespace_of(cls)
     if namespace is None and _static(cls, "__dict__") is not None:
         return None
-    return Fields(cls, named, hidden, namespace, caches_hash)
+    return Fields(cls, named, hidden, defaulted, namespace, caches_hash)
 
 
 def of_model(cls: type, dicts: Iterable[str], others: Iterable[str]) -> ModelParts | None:
