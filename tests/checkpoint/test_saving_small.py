@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -387,7 +388,8 @@ def test_a_save_of_what_cannot_be_written_commits_nothing(
     pool.save(target)
     with restored(target) as other:
         assert other["small", 3] == small(53)
-    pool.drain()
+    with contextlib.suppress(DiskFullError):  # of those that the save did not wait for any more
+        pool.drain()
 
 
 def test_a_save_into_a_directory_that_cannot_be_written_leaves_the_pool_as_it_was(
