@@ -280,6 +280,7 @@ def test_close_during_the_load_of_a_task_is_the_typed_error(make_faulty_pool, sp
     closing.result()
 
 
+@pytest.mark.patches
 def test_close_during_evict_and_write_now_is_the_typed_error(make_faulty_pool, spawn, monkeypatch):
     pool, disk = make_faulty_pool()
     fb = pool.put("a", array(1))

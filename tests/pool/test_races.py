@@ -393,6 +393,7 @@ def test_pools_close_while_handles_are_dropped_by_many_threads(make_pool: MakePo
         thread.result()
 
 
+@pytest.mark.patches
 def test_a_finalizer_that_the_collector_runs_amid_a_decision_may_call_the_pool(
     pool: FBPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -362,6 +362,7 @@ def test_a_value_deleted_while_it_is_written_dies_without_the_lock(make_pool: Ma
         ("load", None),
     ],
 )
+@pytest.mark.patches
 def test_what_a_finalizer_calls_that_the_collector_runs_amid_a_decision_ends(
     make_pool: MakePool, spawn: Spawn, sleepers: Sleepers, monkeypatch: pytest.MonkeyPatch, what: str,
     expected: object, tmp_path: Any,
@@ -410,6 +411,7 @@ def test_what_a_finalizer_calls_that_the_collector_runs_amid_a_decision_ends(
     pool.validate()
 
 
+@pytest.mark.patches
 def test_a_finalizer_that_the_collector_runs_amid_a_hit_does_not_wait(
     make_pool: MakePool, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

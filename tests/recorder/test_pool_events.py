@@ -413,6 +413,7 @@ def test_a_hit_makes_no_call_of_the_log_and_an_eviction_one_note(pool, sink):
     assert log.calls == ["note", "hand_over"]
 
 
+@pytest.mark.patches
 def test_the_way_of_a_hit_knows_nothing_of_events():
     from fbcache.guard import ReadGuard
 
