@@ -39,15 +39,13 @@ def compiled() -> dict[str, Any]:
     """Return what ``setup`` takes to compile, if that is asked for."""
     if os.environ.get("FBCACHE_COMPILE", "0") in ("", "0"):
         return {}
+    needed: dict[str, Any] = {"setup_requires": ["mypy >= 1.18"]}
     try:
         from mypyc.build import mypycify
     except ImportError:  # pip asks what is needed first, and then installs that
-        return {"setup_requires": ["mypy >= 1.18"]}
+        return needed
     paths = [str(HERE / "fbcache" / f"{module}.py") for module in COMPILED]
-    return {
-        "ext_modules": mypycify([*_CHECKING, *paths], opt_level="2", group_name="fbcache"),
-        "setup_requires": ["mypy >= 1.18"],
-    }
+    return needed | {"ext_modules": mypycify([*_CHECKING, *paths], opt_level="2", group_name="fbcache")}
 
 
 if __name__ == "__main__":

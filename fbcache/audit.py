@@ -21,10 +21,8 @@ def mend(residency: Residency) -> None:
     residency.resident_bytes = _resident(residency)
     residency.pinned_bytes = _pinned(residency)
     residency.resume()
-    few = {*residency.requests, *residency.watchers, *residency.ghosts, *residency.codecs, *residency.noted}
-    for entry in few - residency.entries:
-        if entry.state is State.DROPPED:
-            residency.forget_dropped(entry)
+    for entry in residency.left_behind():
+        residency.forget_dropped(entry)
     for entry in list(residency.entries):
         if entry.waiters is not None:
             was_held = entry.held
@@ -79,11 +77,11 @@ def _check_entry(residency: Residency, entry: Entry) -> None:
         raise InternalError(f"{entry!r} is free, and waited for")
     if not (entry.owned or entry.held or entry.waiters) and entry not in residency.lost_handles:
         raise InternalError(f"{entry!r} belongs to nobody")
-    if entry in residency.requests and not _will_be_answered(residency, entry):
+    if entry in residency.requests and not _will_be_written(entry, entry.order is residency.queued):
         raise InternalError(f"{entry!r} is to be written, and would never be")
     if entry in residency.watchers and entry.state is not State.LOADING:
         raise InternalError(f"{entry!r} is waited for as if it were being loaded")
-    if entry.captures is not None and not _will_be_captured(residency, entry):
+    if entry.captures is not None and not _will_be_written(entry, entry in residency.wanted):
         raise InternalError(f"{entry!r} is to be saved, and would never be")
     if _homeless(entry):
         raise InternalError(f"{entry!r} is in memory and would never be evicted")
@@ -105,15 +103,10 @@ def _check_chains(residency: Residency) -> set[Entry]:
     return ordered
 
 
-def _will_be_answered(residency: Residency, entry: Entry) -> bool:
+def _will_be_written(entry: Entry, in_line: bool) -> bool:
+    """Whether those who wait for the blob will hear: from a write, or from the guard that has the entry."""
     if entry.state is State.RESIDENT and entry.writer is None:
-        return entry.order is residency.queued
-    return entry.token is None
-
-
-def _will_be_captured(residency: Residency, entry: Entry) -> bool:
-    if entry.state is State.RESIDENT and entry.writer is None:
-        return entry in residency.wanted
+        return in_line
     return entry.token is None
 
 

@@ -79,6 +79,7 @@ class Books:
         # What a recorder is to hear, if there is one.
         self.log: EventLog | None = None
         self.took: dict[Entry, float] = {}  # how long the write took, until it hears of that
+        self._beside: tuple[dict[Entry, Any], ...] = (self.ghosts, self.codecs, self.noted, self.took)
         self._workers = workers
         self._mend = mend
         self.hits = self.misses = self.loads = self.spills = 0
@@ -242,12 +243,15 @@ class Books:
 
     def forget_dropped(self, entry: Entry) -> None:
         """Let everybody go who waits for what will not come to be. A second call does no harm."""
-        self.ghosts.pop(entry, None)
-        self.codecs.pop(entry, None)
-        self.noted.pop(entry, None)
-        self.took.pop(entry, None)
+        for few in self._beside:
+            few.pop(entry, None)
         self._answer(entry, PoolClosedError("the pool was closed") if self.closed else None)
         self.wake_watchers(entry)
+
+    def left_behind(self) -> list[Entry]:
+        """Return dropped entries of which something is left, after an interrupt."""
+        few = set[Entry]().union(self.requests, self.watchers, *self._beside)
+        return [entry for entry in few if entry.state is State.DROPPED]
 
     def release(self, entry: Entry) -> None:
         """Give up the entry's share of its blob."""

@@ -26,7 +26,7 @@ from fbcache.checkpoint.packs import CODEC, frames_of
 from fbcache.checkpoint.places import Places
 from fbcache.checkpoint.rights import Rights
 from fbcache.codec.frames import Buffer, Frames
-from fbcache.codec.layout import pack
+from fbcache.codec.layout import BlobHeader, pack
 from fbcache.errors import CorruptBlobError, StorageError
 from fbcache.store.blobfile import BlobFile
 from fbcache.store.disk import Disk
@@ -196,23 +196,16 @@ class BlobSet:
             raise storage_error("write", self.places.blob(key), error, self.disk) from error
 
     def _describe(self, key: UUID) -> Blob:
-        """Return what the header of the blob here says."""
+        """Return what the header of the blob here says, which the disk may begin to write."""
         path = self.places.blob(key)
-        try:
-            fd = self.disk.open(path, _READ)
-            try:
-                header = BlobFile(self.disk, fd, key, path).header()
-                self.disk.start_writing(fd)
-            finally:
-                self.disk.close(fd)
-        except OSError as error:
-            raise storage_error("read", path, error, self.disk) from error
+        header = read_header(self.disk, key, path, path, start_writing=True)
         return Blob(0, header.nbytes, header.codec, header.pickled, header.digest)
 
-    def _is_pack(self, key: UUID) -> bool:
-        """Whether the file of ``key``, of which no manifest tells, is a pack; not so if it cannot be read."""
+    def is_pack(self, key: UUID) -> bool:
+        """Whether the file of ``key`` is a pack, as its header says; not so if it cannot be read."""
+        path = self.places.blob(key)
         try:
-            return self._describe(key).codec == CODEC
+            return read_header(self.disk, key, path, path).codec == CODEC
         except (CorruptBlobError, StorageError):
             return False
 
@@ -301,6 +294,34 @@ class BlobSet:
                 raise storage_error("copy", path, error, self.disk) from error
             with self._lock:
                 self._renew.discard(key)
+
+
+def read_header(disk: Disk, key: UUID, file: str, path: str, *, start_writing: bool = False) -> BlobHeader:
+    """Return the header of the blob of ``key`` in ``file``; errors name ``path``.
+
+    Parameters
+    ----------
+    start_writing : bool
+        Have the disk begin to write the file, as long as it is open anyway.
+
+    Raises
+    ------
+    CorruptBlobError
+        It is damaged.
+    StorageError
+        It could not be read.
+    """
+    try:
+        fd = disk.open(file, _READ)
+        try:
+            header = BlobFile(disk, fd, key, path).header()
+            if start_writing:
+                disk.start_writing(fd)
+        finally:
+            disk.close(fd)
+    except OSError as error:
+        raise storage_error("read", path, error, disk) from error
+    return header
 
 
 def _is_in(blob: Blob | None, packs: set[UUID]) -> bool:

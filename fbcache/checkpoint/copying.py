@@ -62,7 +62,7 @@ class Guest(Adoptee):
         self.blob = blob
 
 
-class Target(Protocol):
+class Host(Protocol):
     """The pool whose store the copies are for."""
 
     residency: Residency
@@ -107,7 +107,7 @@ class Origin:
                 yield found
 
 
-def reserve(pool: Target, guests: Sequence[Guest], claim: Claim) -> list[Guest]:
+def reserve(pool: Host, guests: Sequence[Guest], claim: Claim) -> list[Guest]:
     """Wait until all that the guests need is free, and have it; return those that have to be copied."""
     residency, lends = pool.residency, isinstance(pool.store, FileBacked)
     while True:
@@ -118,7 +118,7 @@ def reserve(pool: Target, guests: Sequence[Guest], claim: Claim) -> list[Guest]:
         step.sleep(LOOK_UP)
 
 
-def copy(pool: Target, origin: Origin, guests: Sequence[Guest], claim: Claim) -> None:
+def copy(pool: Host, origin: Origin, guests: Sequence[Guest], claim: Claim) -> None:
     """Copy the blobs of ``guests``, whose keys ``claim`` has.
 
     Raises

@@ -149,7 +149,7 @@ class Directory(BlobSet):
         needed = {pack.key for manifest in self._manifests.values() for pack in manifest.packs}
         disputed = needed.intersection(contents)
         unknown = (files - self._referenced.keys()).difference(contents) | files & disputed
-        return files & needed - disputed | {key for key in unknown if self._is_pack(key)}
+        return files & needed - disputed | {key for key in unknown if self.is_pack(key)}
 
     def sweep_again(self) -> Swept:
         """Remove what nothing refers to; for the writer, in its turn. What opening has swept counts too."""

@@ -5,21 +5,16 @@ Guarantee: nothing is changed, and nothing is remembered: each look is a new one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, TypeVar
 from uuid import UUID
 
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.manifest import Blob, Manifest
-from fbcache.checkpoint.packs import CODEC
 from fbcache.checkpoint.scanning import look_through
-from fbcache.errors import CheckpointNotFoundError, CorruptBlobError, CorruptCheckpointError
-from fbcache.store.blobfile import BlobFile
+from fbcache.errors import CheckpointNotFoundError, CorruptCheckpointError
 
 T = TypeVar("T")
-
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 #: How often checkpoints may come or go while something is looked up.
 _ATTEMPTS: Final = 20
@@ -60,16 +55,16 @@ def _keys_present(directory: Directory) -> list[UUID]:
                 if blob.pack.key in there.blobs:
                     packed[key] = None
     contents = named | there.pins
-    packs -= {key for key in packs & contents & there.blobs if not _is_pack(directory, key)}
+    packs -= {key for key in packs & contents & there.blobs if not directory.is_pack(key)}
     # What a save under way has brought in, or one that has crashed.
-    packs.update(key for key in there.blobs - packs - contents if _is_pack(directory, key))
+    packs.update(key for key in there.blobs - packs - contents if directory.is_pack(key))
     return [*(key for key in there.blobs if key not in packs and key not in packed), *packed]
 
 
 def is_present(directory: Directory, key: UUID) -> bool:
     """Whether content is there under ``key``."""
     if directory.disk.exists(directory.places.blob(key)):
-        return not _is_pack(directory, key)
+        return not directory.is_pack(key)
     return key in places_of(directory, [key])
 
 
@@ -98,15 +93,3 @@ def _newest_first(directory: Directory) -> Iterator[Manifest]:
             yield directory.versions.read(version)
         except (CheckpointNotFoundError, CorruptCheckpointError):
             continue
-
-
-def _is_pack(directory: Directory, key: UUID) -> bool:
-    disk, path = directory.disk, directory.places.blob(key)
-    try:
-        fd = disk.open(path, _READ)
-        try:
-            return BlobFile(disk, fd, key, path).header().codec == CODEC
-        finally:
-            disk.close(fd)
-    except (CorruptBlobError, OSError):
-        return False

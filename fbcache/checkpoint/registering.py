@@ -13,6 +13,7 @@ import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from uuid import UUID
 
+from fbcache.checkpoint.blobset import read_header
 from fbcache.checkpoint.copying import Guest, Origin
 from fbcache.checkpoint.directory import Directory
 from fbcache.checkpoint.loans import LinkedLoan
@@ -22,11 +23,7 @@ from fbcache.checkpoint.presence import places_of
 from fbcache.checkpoint.restoring import ATTEMPTS, refuse_pickle
 from fbcache.checkpoint.taking_in import Target, return_unused, take_in
 from fbcache.entry import MISSING
-from fbcache.store.blobfile import BlobFile
-from fbcache.store.disk import Disk
 from fbcache.store.trouble import storage_error
-
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def register(
@@ -77,11 +74,14 @@ def _linked(directory: Directory, key: UUID, name: Hashable, allow_pickle: bool)
         if header.pickled is not None and not allow_pickle:
             refuse_pickle(key if name is MISSING else name, header.pickled)
         loan.digest = header.digest
-        loan.nbytes = header.disk_bytes
+        loan.nbytes = header.nbytes
     except BaseException:
         loan.release()
         raise
-    return Guest(name, key, header, loan, allow_pickle)
+    # A file does not know the value's size in memory; its payload's length stands for that.
+    payload = len(header.tree) + sum(span.length for span in header.spans)
+    blob = Blob(payload, header.nbytes, header.codec, header.pickled, header.digest)
+    return Guest(name, key, blob, loan, allow_pickle)
 
 
 def _absent(directory: Directory, key: UUID) -> KeyError:
@@ -146,27 +146,3 @@ def _linked_packs(directory: Directory, packs: Mapping[UUID, LinkedLoan]) -> Ori
         return os.path.dirname(os.path.dirname(packs[key].path))
 
     return Origin(directory.disk, directory.places, root)
-
-
-def read_header(disk: Disk, key: UUID, file: str, path: str) -> Blob:
-    """Return what the header in ``file`` says; its payload's length stands for the value's size.
-
-    Errors name ``path``.
-
-    Raises
-    ------
-    CorruptBlobError
-        It is damaged.
-    StorageError
-        It could not be read.
-    """
-    try:
-        fd = disk.open(file, _READ)
-        try:
-            header = BlobFile(disk, fd, key, path).header()
-        finally:
-            disk.close(fd)
-    except OSError as error:
-        raise storage_error("read", path, error, disk) from error
-    nbytes = len(header.tree) + sum(span.length for span in header.spans)
-    return Blob(nbytes, header.nbytes, header.codec, header.pickled, header.digest)

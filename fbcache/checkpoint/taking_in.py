@@ -13,20 +13,15 @@ from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequenc
 from typing import Protocol
 
 from fbcache.adoptee import Adoptee, Claim
-from fbcache.checkpoint.copying import Guest, Origin, copy, reserve
+from fbcache.checkpoint.copying import Guest, Host, Origin, copy, reserve
 from fbcache.entry import MISSING, Entry
 from fbcache.errors import NameTakenError
 from fbcache.residency import Residency
-from fbcache.store.protocol import BlobStore, FileBacked
-from fbcache.workers import Workers
+from fbcache.store.protocol import FileBacked
 
 
-class Target(Protocol):
+class Target(Host, Protocol):
     """The pool that entries are brought into."""
-
-    residency: Residency
-    store: BlobStore
-    workers: Workers
 
     @property
     def names(self) -> MutableMapping[Hashable, Entry]:

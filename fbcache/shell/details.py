@@ -156,7 +156,7 @@ def _look(directory: Directory, manifest: Manifest, row: int, whole: bool) -> De
     try:
         codec, tree, buffers = _head(directory, key, blob)
         content = _outline(codec, tree)
-        if whole:
+        if whole and blob.pack is None:  # else it was loaded for its head
             load(directory, key, blob)
     except CorruptBlobError as error:
         damaged = error.reason
