@@ -18,13 +18,12 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from fbcache import FBPool, TrackedDirectory
 from fbcache.codec import MsgpackCodec
-from fbcache.commands import fbcache
 from fbcache.shell import names, outline, screen
 from tests.faults import PATIENCE
+from tests.shellcalls import answer, run
 
 MakePool = Callable[..., FBPool]
 
@@ -60,21 +59,6 @@ def saved(tmp_path: Path, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) 
         table["y"] = None
     pool.save(path, tag="best", allow_pickle=True, keep=None)
     return path
-
-
-def run(*arguments: Any, columns: int = 200) -> Result:
-    result = CliRunner().invoke(fbcache, [*map(str, arguments)], env={"COLUMNS": str(columns)})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert "Traceback" not in result.output
-    return result
-
-
-def answer(*arguments: Any, code: int = 0) -> Any:
-    name, *rest = arguments
-    result = run(name, "--json", *rest)
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
 
 
 def command(*arguments: Any, **options: Any) -> subprocess.Popen[str]:

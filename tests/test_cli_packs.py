@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from fbcache import FBPool, TrackedDirectory
-from fbcache.commands import fbcache
+from tests import shellcalls
 from tests.directories import blob_of, blobs_in, flip
+from tests.shellcalls import answer
 
 MakePool = Callable[..., FBPool]
 
@@ -40,19 +40,7 @@ def saved(tmp_path: Path, make_pool: MakePool) -> Path:
     return path
 
 
-def run(*arguments: Any) -> Result:
-    result = CliRunner().invoke(fbcache, [*map(str, arguments)], env={"COLUMNS": "250"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert "Traceback" not in result.output
-    return result
-
-
-def answer(*arguments: Any, code: int = 0) -> Any:
-    name, *rest = arguments
-    result = run(name, "--json", *rest)
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
+run = partial(shellcalls.run, columns=250)
 
 
 def damage(saved: Path, name: str) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from tests.checkpoint.cuts import MemoryStore, array, nothing_is_left
 from tests.checkpoint.opened import files_of, fresh, in_memory
 from tests.checkpoint.scene import Make, Scene
 from tests.checkpoint.scenes import SCENES
+from tests.checkpoint.smallvalues import fill, row
 from tests.checkpoint.test_power_loss import check_images, seeded_keys
 from tests.checkpoint.test_saving_interrupts import Room, Scenario, every_place, save, save_and_forget
 from tests.checkpoint.test_saving_small import SmallScene
@@ -61,15 +62,6 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture
 def pool(make_pool: MakePool) -> FBPool:
     return make_pool("4MB")
-
-
-def row(number: int, more: int = 0) -> dict[str, Any]:
-    return {"n": number, "text": f"{number:08}" * 30, "more": more}
-
-
-def fill(pool: FBPool, numbers: Any, more: int = 0) -> None:
-    for number in numbers:
-        pool[number] = row(number, more)
 
 
 def manifest_of(target: Path, version: int | None = None) -> Manifest:

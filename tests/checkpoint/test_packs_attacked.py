@@ -21,6 +21,7 @@ from fbcache.checkpoint.packs import frames_of, read_records, slot_of
 from fbcache.checkpoint.progress import Meter
 from fbcache.codec.layout import pack as pack_blob
 from tests.checkpoint.opened import fresh
+from tests.checkpoint.smallvalues import fill, row
 from tests.conftest import MakePool, Running
 from tests.directories import blob_of, large, manifest_of
 
@@ -36,15 +37,6 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture
 def pool(make_pool: MakePool) -> FBPool:
     return make_pool("4MB")
-
-
-def row(number: int, more: int = 0) -> dict[str, Any]:
-    return {"n": number, "text": f"{number:08}" * 30, "more": more}
-
-
-def fill(pool: FBPool, numbers: Any, more: int = 0) -> None:
-    for number in numbers:
-        pool[number] = row(number, more)
 
 
 def newest(target: Path) -> Manifest:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytest
@@ -92,19 +92,23 @@ def test_a_pool_closed_within_a_readers_block_is_no_error_of_the_block(watched: 
 # ------------------------------------------------------------------- tasks cancelled amid a copy
 
 
-class Slow:
-    """What takes its time to be copied, and to be pickled."""
-
-    gate: Gate | None = None
+class SlowToCopy:
+    """What takes its time to be copied, and none to be pickled."""
 
     def __init__(self, content: int) -> None:
         self.content = content
 
-    def __deepcopy__(self, memo: Any) -> Slow:
+    def __deepcopy__(self, memo: Any) -> Self:
         content = self.content
         if Slow.gate is not None:
             Slow.gate.pass_through()
-        return Slow(content)
+        return type(self)(content)
+
+
+class Slow(SlowToCopy):
+    """What takes its time to be copied, and to be pickled."""
+
+    gate: Gate | None = None
 
     def __getstate__(self) -> Any:
         state = dict(self.__dict__)
@@ -184,19 +188,6 @@ def test_a_cancelled_make_mut_does_not_move_the_handle_later(make_pool: MakePool
     with fb.load() as value:
         assert value.content == 2
     pool.validate()
-
-
-class SlowToCopy:
-    """What takes its time to be copied, and none to be pickled."""
-
-    def __init__(self, content: int) -> None:
-        self.content = content
-
-    def __deepcopy__(self, memo: Any) -> SlowToCopy:
-        content = self.content
-        if Slow.gate is not None:
-            Slow.gate.pass_through()
-        return SlowToCopy(content)
 
 
 def test_a_cancelled_copy_for_a_save_is_not_what_a_later_save_gets(
