@@ -131,6 +131,7 @@ every_way = pytest.mark.parametrize(("make", "get"), WAYS.values(), ids=WAYS)
 
 @every_way
 def test_an_array_that_owns_its_memory_is_frozen_in_place(make: Make, get: Get) -> None:
+    """Invariant 15."""
     array, other = np.arange(4), [np.arange(2)]
     value = make(array, other)
     assert take_over(value) is value and get(value) is array

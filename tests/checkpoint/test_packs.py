@@ -831,6 +831,7 @@ PLAYED = {
 def test_after_power_loss_the_last_save_with_packs_is_there_or_the_one_in_flight(
     play: Callable[[Make], Iterator[Scene]], least: int, tmp_path: Path, soak: bool, monkeypatch: Any
 ) -> None:
+    """Invariant 12."""
     if not soak and (play not in PLAYED or (least == 3 and play is not packs_rewritten)):
         pytest.skip("only with --soak")
     monkeypatch.setattr(packing, "LEAST", least)
